@@ -1,0 +1,3 @@
+//! The `proxy-agent` command.
+
+fn main() {}

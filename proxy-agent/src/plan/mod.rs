@@ -1,0 +1,94 @@
+//! What the kernel should hold for each service port: the contract between planning and the datapath.
+//!
+//! Planning is a pure function of the model, without clock or I/O, run for one Service at a time. `datapath::sync` takes the
+//! plans of the services that changed and writes the difference.
+
+use std::fmt;
+
+use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
+use proxy_common::backend::Backend;
+
+/// (namespace/name, port name, protocol): what the rules call a service port. It owns one service id in the kernel.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ServicePortName {
+    /// Namespace of the Service.
+    pub namespace: String,
+    /// Name of the Service.
+    pub name: String,
+    /// Name of the port, empty for an unnamed one (S28).
+    pub port: String,
+    /// Protocol of the port.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ServicePortName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}/{}", self.namespace, self.name, self.port, self.protocol)
+    }
+}
+
+/// Everything the kernel should hold for one service port, both families (S15: they never influence each other).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ServicePortPlan {
+    /// IPv4 part.
+    pub v4: FamilyPlan<Addr4>,
+    /// IPv6 part.
+    pub v6: FamilyPlan<Addr6>,
+    /// Session affinity timeout in seconds, 0 for none.
+    pub affinity_seconds: u32,
+    /// Precedence when two services claim one frontend (S37): the smaller wins, then the name decides.
+    pub created: i64,
+}
+
+/// One family of a service port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FamilyPlan<A> {
+    /// Addresses and ports a client may dial. No frontend: the service port does not exist in this family.
+    pub frontends: Vec<FrontendPlan<A>>,
+    /// The cluster set (S52).
+    pub cluster: Endpoints<A>,
+    /// The local set (S53); empty unless some policy of the service is Local.
+    pub local: Endpoints<A>,
+    /// Some endpoint is usable anywhere in the cluster (S55).
+    pub has_endpoints: bool,
+}
+
+/// One address and port a client may dial.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FrontendPlan<A> {
+    /// Address.
+    pub addr: A,
+    /// Port.
+    pub port: Port,
+    /// `FRONTEND_*` bits of `proxy_common::frontend`, without `FRONTEND_HAS_ENDPOINTS`, which the sync derives.
+    pub flags: u32,
+}
+
+/// A set of endpoints as it will stand in a range: both parts sorted by (address, port), without duplicates, disjoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Endpoints<A> {
+    /// May be chosen for a new connection.
+    pub selectable: Vec<Backend<A>>,
+    /// Not chosen any more, but still serving: running UDP flows stay with them (S145).
+    pub keep: Vec<Backend<A>>,
+}
+
+impl<A> Default for FamilyPlan<A> {
+    fn default() -> Self {
+        Self {
+            frontends: Vec::new(),
+            cluster: Endpoints::default(),
+            local: Endpoints::default(),
+            has_endpoints: false,
+        }
+    }
+}
+
+impl<A> Default for Endpoints<A> {
+    fn default() -> Self {
+        Self {
+            selectable: Vec::new(),
+            keep: Vec::new(),
+        }
+    }
+}

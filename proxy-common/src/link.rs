@@ -1,0 +1,35 @@
+//! What the programs need to know of an interface and of the node's own addresses: values of `LINKS` and `NODE_ADDRS4/6`.
+//! Written by the agent from netlink; read for new connections only.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::addr::{Addr4, Addr6};
+
+/// The interface has no Ethernet header (WireGuard, IPIP, tun).
+pub const LINK_NO_ETHERNET: u32 = 1 << 0;
+
+/// An interface that carries traffic; keyed by ifindex. A zero address means the node has none of that family.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Pod, Zeroable)]
+pub struct Link {
+    /// `LINK_*` bits.
+    pub flags: u32,
+    /// Source address for connections masqueraded out of this interface: its primary IPv4 address, or the node's (S116).
+    pub addr4: Addr4,
+    /// The same for IPv6.
+    pub addr6: Addr6,
+    /// Hardware address; zero without an Ethernet header.
+    pub mac: [u8; 6],
+    /// Always zero.
+    pub pad: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Link>() == 32);
+
+/// A local address of this node; the value of `NODE_ADDRS4/6`, keyed by address.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Pod, Zeroable)]
+pub struct NodeAddr {
+    /// Interface that holds the address.
+    pub ifindex: u32,
+}

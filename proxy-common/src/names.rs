@@ -1,0 +1,61 @@
+//! Names and default capacities of the maps, and the layout version in the pin path. The programs declare the maps with these,
+//! the agent opens them with these; at most 15 characters, the kernel cuts the rest.
+
+/// Bumped whenever a key or value layout changes; the last part of the pin directory's path (`<bpf-dir>/v<LAYOUT_VERSION>`).
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Frontends per family: 10,000 services with a few ports and addresses each.
+pub const FRONTENDS_CAPACITY: usize = 65_536;
+/// Backend slots per family: 250,000 endpoints, and room to write a changed service's range beside the old one.
+pub const BACKENDS_CAPACITY: usize = 524_288;
+/// Rewrite entries per family: 131,072 connections that are not masqueraded.
+pub const REWRITES_CAPACITY: usize = 262_144;
+/// Service ports.
+pub const SERVICES_CAPACITY: usize = 65_536;
+/// Interfaces.
+pub const LINKS_CAPACITY: usize = 4_096;
+/// Local addresses per family.
+pub const NODE_ADDRS_CAPACITY: usize = 4_096;
+
+/// `FRONTENDS4`, `FRONTENDS6`: [`crate::frontend::FrontendKey`] → [`crate::frontend::Frontend`].
+pub const FRONTENDS: [&str; 2] = ["FRONTENDS4", "FRONTENDS6"];
+/// `BACKENDS4`, `BACKENDS6`: index → [`crate::backend::Backend`].
+pub const BACKENDS: [&str; 2] = ["BACKENDS4", "BACKENDS6"];
+/// `REWRITES4`, `REWRITES6`: [`crate::rewrite::RewriteKey`] → [`crate::rewrite::Rewrite`].
+pub const REWRITES: [&str; 2] = ["REWRITES4", "REWRITES6"];
+/// `NODE_ADDRS4`, `NODE_ADDRS6`: address → [`crate::link::NodeAddr`].
+pub const NODE_ADDRS: [&str; 2] = ["NODE_ADDRS4", "NODE_ADDRS6"];
+/// `SOCKETS4`, `SOCKETS6`: socket → [`crate::socket::SocketFlows`].
+pub const SOCKETS: [&str; 2] = ["SOCKETS4", "SOCKETS6"];
+/// ifindex → [`crate::link::Link`].
+pub const LINKS: &str = "LINKS";
+/// service id → [`crate::service::ServiceInfo`].
+pub const SERVICES: &str = "SERVICES";
+/// [`crate::reason::Reason`] → count, per CPU.
+pub const REASONS: &str = "REASONS";
+
+/// Name of one of the family pairs above for a family.
+pub const fn for_family<A: crate::addr::Address>(pair: [&'static str; 2]) -> &'static str {
+    if A::FAMILY == 4 { pair[0] } else { pair[1] }
+}
+
+/// tc programs: interfaces with an Ethernet header, and those without.
+pub const TC_INGRESS: &str = "tc_ingress";
+/// See [`TC_INGRESS`].
+pub const TC_EGRESS: &str = "tc_egress";
+/// See [`TC_INGRESS`].
+pub const TC_INGRESS_L3: &str = "tc_ingress_l3";
+/// See [`TC_INGRESS`].
+pub const TC_EGRESS_L3: &str = "tc_egress_l3";
+
+/// The cgroup socket programs.
+pub const SOCKET_PROGRAMS: [&str; 8] = [
+    "connect4",
+    "connect6",
+    "sendmsg4",
+    "sendmsg6",
+    "recvmsg4",
+    "recvmsg6",
+    "getpeername4",
+    "getpeername6",
+];

@@ -1,0 +1,65 @@
+//! Why a packet was not served, or served in an unusual way: the index into the per-CPU array `REASONS` and the label of the
+//! agent's metric. The name of a variant is the name a person sees.
+
+/// Declares the reasons once: number, name and meaning cannot drift apart.
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal $name:literal,)+) => {
+        /// A reason; the number is its slot in `REASONS` and never reused.
+        #[repr(u32)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Reason {
+            $($(#[$doc])* $variant = $number,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The label under which the reason is shown.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Answered with an error: the service has no usable endpoint anywhere (S122).
+    NoEndpoints = 0 "no_endpoints",
+    /// Dropped: endpoints exist, but none that this policy may use here (S58).
+    NoLocalEndpoints = 1 "no_local_endpoints",
+    /// Dropped: the entry could not be written because the rewrite table was full or locked.
+    RewriteTableFull = 2 "rewrite_table_full",
+    /// Dropped: no free source port was found for a masqueraded or colliding connection.
+    NoSourcePort = 3 "no_source_port",
+    /// Dropped: no route, neighbour or node address towards the chosen backend.
+    NoRoute = 4 "no_route",
+    /// Dropped: the frontend points outside the backend table; the agent repairs it at the next sync.
+    BadRange = 5 "bad_range",
+    /// Dropped: the packet could not be changed (out of memory, or headers that ended early).
+    RewriteFailed = 6 "rewrite_failed",
+    /// Dropped: the error message for a refused packet could not be built.
+    RefuseFailed = 7 "refuse_failed",
+    /// Passed on: a socket was left to the packet programs because its storage could not be had.
+    SocketStorageFull = 8 "socket_storage_full",
+    /// Served with another source port, because the client's own was taken by another connection to the same backend.
+    SourcePortChanged = 9 "source_port_changed",
+}
+
+/// Slots of `REASONS`; more than there are reasons, so that a new one does not change the map.
+pub const REASON_SLOTS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_slots() {
+        for (slot, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, slot);
+        }
+        assert!(Reason::ALL.len() <= REASON_SLOTS);
+    }
+}
