@@ -1,1 +1,7 @@
+//! What the tests need and share: packets built from scratch, namespaces as nodes and pods, echo servers and clients, the real
+//! agent, a real API server, and statistics. Used by the tests beside it, by the benchmarks and by the demo.
+//!
+//! Everything a helper makes (namespace, link, mount, cgroup, process, folder) is removed when its guard is dropped, also on a
+//! panic; leftovers of a killed run are removed at the next start.
 
+pub mod packet;
