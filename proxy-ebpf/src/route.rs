@@ -120,7 +120,12 @@ impl Route for Addr6 {
     #[inline(always)]
     fn socket_tuple(tuple: &mut bpf_sock_tuple, key: &RewriteKey<Self>) -> u32 {
         copy_words(&key.src, core::ptr::addr_of_mut!(tuple.__bindgen_anon_1).cast());
-        copy_words(&key.dst, core::ptr::addr_of_mut!(tuple.__bindgen_anon_1).cast::<u32>().wrapping_add(4));
+        copy_words(
+            &key.dst,
+            core::ptr::addr_of_mut!(tuple.__bindgen_anon_1)
+                .cast::<u32>()
+                .wrapping_add(4),
+        );
         tuple.__bindgen_anon_1.ipv6.sport = bytemuck::cast(key.src_port);
         tuple.__bindgen_anon_1.ipv6.dport = bytemuck::cast(key.dst_port);
         36
