@@ -14,7 +14,7 @@ mod sealed {
 
 /// An address of one family; the type parameter of every layout that has an address in it. Sealed: there are two families.
 pub trait Address:
-    sealed::Sealed + Pod + Eq + Ord + core::hash::Hash + fmt::Debug + fmt::Display + Into<IpAddr>
+    sealed::Sealed + Pod + Send + Sync + Eq + Ord + core::hash::Hash + fmt::Debug + fmt::Display + Into<IpAddr>
 {
     /// `4` or `6`: the suffix of the family's map names.
     const FAMILY: u8;
