@@ -9,6 +9,7 @@
 #![no_main]
 
 mod connection;
+mod log;
 mod maps;
 mod packet;
 mod refuse;

@@ -8,6 +8,7 @@ use proxy_common::reason::Reason;
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, REWRITE_REROUTE, REWRITE_TO_INGRESS, Rewrite};
 
 use crate::connection::{self, Opened};
+use crate::log::Log;
 use crate::maps;
 use crate::packet::{self, Headers, Packet};
 use crate::refuse::{self, Refuse};
@@ -33,7 +34,7 @@ pub(crate) fn run<const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn at_hook<A: Route + Refuse, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
+fn at_hook<A: Route + Refuse + Log, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
     packet::make_linear::<L2>(ctx);
     let Some(packet) = A::parse::<L2>(ctx, HOOK) else {
         return PASS;
@@ -52,9 +53,19 @@ fn at_hook<A: Route + Refuse, const L2: usize, const HOOK: u8>(ctx: &TcContext) 
         }
         match connection::open(skb, &packet.key) {
             Opened::NotOurs => return PASS,
-            Opened::Refused => return refuse::refuse::<A, L2, HOOK>(ctx, &packet),
-            Opened::Dropped => return DROP,
+            Opened::Refused => {
+                A::unserved(ctx, &packet.key, "refused");
+                return refuse::refuse::<A, L2, HOOK>(ctx, &packet);
+            }
+            Opened::Dropped => {
+                A::unserved(ctx, &packet.key, "dropped");
+                return DROP;
+            }
             Opened::Yes => entry = A::rewrite(&packet.key),
+        }
+        if let Some(entry) = entry {
+            // SAFETY: the slot stays allocated while the program runs, and its tuple does not change.
+            A::opened(ctx, &packet.key, unsafe { &*entry });
         }
     }
     let Some(entry) = entry else { return PASS };

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
-use proxy_common::addr::{Address, Port, Protocol};
+use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::Backend;
 use proxy_common::config;
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
@@ -43,6 +43,8 @@ pub struct Constants {
     pub pods6: Option<([u8; 16], [u8; 16])>,
     /// Source ports for masquerading: first and count.
     pub ports: (u32, u32),
+    /// Most talkative level of aya-log that is kept, 0 for none.
+    pub log_level: u8,
 }
 
 impl Default for Constants {
@@ -52,6 +54,7 @@ impl Default for Constants {
             pods4: None,
             pods6: None,
             ports: (config::DEFAULT_PORT_FIRST, config::DEFAULT_PORT_COUNT),
+            log_level: 0,
         }
     }
 }
@@ -88,20 +91,15 @@ impl Programs {
             unsafe { libc::geteuid() } == 0,
             "loading eBPF programs needs root: run the tests as root"
         );
-        let prefix4 = constants
-            .pods4
-            .map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
-                addr: proxy_common::addr::Addr4(addr),
-                mask: proxy_common::addr::Addr4(mask),
+        fn prefix<A: Address>(network: Option<(A, A)>) -> config::Prefix<A> {
+            network.map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
+                addr,
+                mask,
                 set: 1,
-            });
-        let prefix6 = constants
-            .pods6
-            .map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
-                addr: proxy_common::addr::Addr6(addr),
-                mask: proxy_common::addr::Addr6(mask),
-                set: 1,
-            });
+            })
+        }
+        let prefix4 = prefix(constants.pods4.map(|(addr, mask)| (Addr4(addr), Addr4(mask))));
+        let prefix6 = prefix(constants.pods6.map(|(addr, mask)| (Addr6(addr), Addr6(mask))));
         let (prefix4, prefix6) = (Plain(prefix4), Plain(prefix6));
         let mut ebpf = EbpfLoader::new()
             .override_global(config::HOST_NETNS, &constants.host_netns, true)
@@ -110,6 +108,7 @@ impl Programs {
             .override_global(config::PORT_FIRST, &constants.ports.0, true)
             .override_global(config::PORT_COUNT, &constants.ports.1, true)
             .override_global(config::HAVE_SET_RETVAL, &1u32, true)
+            .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
             .load(&object()?)
             .context("loading the eBPF object")?;
         for name in [

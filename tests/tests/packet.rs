@@ -510,6 +510,26 @@ fn verifier_accepts_every_program() {
     }
 }
 
+/// A log level of "off" is not a test at run time: the verifier removes the statements.
+#[test]
+fn logging_that_is_off_is_pruned() {
+    let size = |log_level| {
+        let programs = Programs::load(Constants {
+            log_level,
+            ..Constants::default()
+        })
+        .unwrap();
+        let infos = programs.infos().unwrap();
+        let (_, ingress) = infos.iter().find(|(name, _)| name == TC_INGRESS).unwrap();
+        ingress.size_jitted()
+    };
+    let (off, debug) = (size(0), size(4));
+    assert!(
+        off + 1_000 < debug,
+        "{off} bytes of machine code with logging off, {debug} with it on"
+    );
+}
+
 /// IPv4 options move the L4 header.
 #[test]
 fn ipv4_options_are_skipped() {
