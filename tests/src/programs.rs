@@ -87,10 +87,8 @@ impl Programs {
     /// Loads the object and verifies every program.
     pub fn load(constants: Constants) -> Result<Self> {
         // SAFETY: no memory is passed.
-        ensure!(
-            unsafe { libc::geteuid() } == 0,
-            "loading eBPF programs needs root: run the tests as root"
-        );
+        let user = unsafe { libc::geteuid() };
+        ensure!(user == 0, "loading eBPF programs needs root: run the tests as root");
         fn prefix<A: Address>(network: Option<(A, A)>) -> config::Prefix<A> {
             network.map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
                 addr,

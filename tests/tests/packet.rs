@@ -1,6 +1,8 @@
 //! Packets through the real programs by program test-run: every byte that comes out is compared with a packet that was built, and
 //! the output of one hook feeds the next, as it does on a node.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, with its context")]
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
