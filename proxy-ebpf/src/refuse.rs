@@ -179,13 +179,18 @@ fn answer<A: Refuse, const L2: usize, const HOOK: u8>(
     let len = ctx.len() as usize;
     let wanted = packet.l4 as usize + QUOTE_L4;
     let end = if len < wanted { len } else { wanted };
-    let quote_len = end.wrapping_sub(L2);
-    // The verifier has to see both bounds. The packet was parsed, so an IP header and eight bytes are there.
-    if !(28..=QUOTE_MAX).contains(&quote_len) {
+    // The verifier has to see both bounds of this very number. Linux 6.1 does not if the compiler compares `end` instead, or makes
+    // one comparison of the two; the black box and the stores between them prevent that. The packet was parsed: an IP header
+    // and eight bytes are there.
+    let quote_len = core::hint::black_box(end.wrapping_sub(L2));
+    if quote_len > QUOTE_MAX {
         return Err(());
     }
     // What a shorter quotation leaves over counts as zero.
     zero(quote);
+    if quote_len < 28 {
+        return Err(());
+    }
     // SAFETY: `quote` has room for `quote_len` bytes, checked above.
     let loaded = unsafe { bpf_skb_load_bytes(skb.cast(), L2 as u32, quote.as_mut_ptr().cast(), quote_len as u32) };
     if loaded != 0 {
