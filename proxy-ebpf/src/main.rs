@@ -9,6 +9,7 @@
 #![no_main]
 
 mod connection;
+mod icmp_error;
 mod log;
 mod maps;
 mod packet;
@@ -18,6 +19,7 @@ mod route;
 mod service;
 mod socket;
 mod tc;
+mod unusual;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SockAddrContext, TcContext};

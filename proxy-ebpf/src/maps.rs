@@ -10,6 +10,7 @@ use aya_ebpf::macros::btf_map;
 use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::backend::Backend;
 use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST, Prefix};
+use proxy_common::fragment::{FragmentKey, Ports};
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
@@ -38,6 +39,11 @@ static BACKENDS6: Array<Backend<Addr6>, { names::BACKENDS_CAPACITY }, MMAPABLE> 
 static REWRITES4: LruHashMap<RewriteKey<Addr4>, Rewrite<Addr4>, { names::REWRITES_CAPACITY }> = LruHashMap::new();
 #[btf_map]
 static REWRITES6: LruHashMap<RewriteKey<Addr6>, Rewrite<Addr6>, { names::REWRITES_CAPACITY }> = LruHashMap::new();
+
+#[btf_map]
+static FRAGMENTS4: LruHashMap<FragmentKey<Addr4>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS6: LruHashMap<FragmentKey<Addr6>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
 
 #[btf_map]
 static NODE_ADDRS4: HashMap<Addr4, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
@@ -133,6 +139,10 @@ pub(crate) trait Family: Address {
     fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>, flags: u32) -> bool;
     /// Removes from `REWRITES4/6`; what is gone already is fine.
     fn remove_rewrite(key: &RewriteKey<Self>);
+    /// Remembers the ports of a fragmented packet in `FRAGMENTS4/6`.
+    fn remember_ports(key: &FragmentKey<Self>, ports: &Ports);
+    /// The ports of a fragmented packet, if its first fragment was seen.
+    fn recall_ports(key: &FragmentKey<Self>) -> Option<Ports>;
     /// Is the address one of this node (`NODE_ADDRS4/6`)?
     fn is_node(addr: &Self) -> bool;
     /// The node's address for packets that leave by `link`; zero if it has none.
@@ -146,7 +156,7 @@ pub(crate) trait Family: Address {
 }
 
 macro_rules! family {
-    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
@@ -172,6 +182,18 @@ macro_rules! family {
             #[inline(always)]
             fn remove_rewrite(key: &RewriteKey<Self>) {
                 let _gone_already = $rewrites.remove(key);
+            }
+
+            #[inline(always)]
+            fn remember_ports(key: &FragmentKey<Self>, ports: &Ports) {
+                // Without it the other fragments pass untouched and the packet is lost, as it would be without memory anywhere.
+                let _lost = $fragments.insert(key, ports, 0);
+            }
+
+            #[inline(always)]
+            fn recall_ports(key: &FragmentKey<Self>) -> Option<Ports> {
+                // SAFETY: the value is copied out at once.
+                unsafe { $fragments.get(key).copied() }
             }
 
             #[inline(always)]
@@ -207,6 +229,7 @@ family!(
     FRONTENDS4,
     BACKENDS4,
     REWRITES4,
+    FRAGMENTS4,
     NODE_ADDRS4,
     SOCKETS4,
     SCRATCH4,
@@ -218,6 +241,7 @@ family!(
     FRONTENDS6,
     BACKENDS6,
     REWRITES6,
+    FRAGMENTS6,
     NODE_ADDRS6,
     SOCKETS6,
     SCRATCH6,

@@ -23,15 +23,15 @@ pub(crate) const TCP_RST: u8 = 0x04;
 /// See [`TCP_FIN`].
 pub(crate) const TCP_ACK: u8 = 0x10;
 
-const IPV4_HEADER: usize = 20;
-const IPV6_HEADER: usize = 40;
+pub(crate) const IPV4_HEADER: usize = 20;
+pub(crate) const IPV6_HEADER: usize = 40;
 /// Bytes of an L4 header that must be there: UDP's 8; TCP is asked for its flags on top.
 const L4_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 /// More-fragments flag and offset of the IPv4 fragment field, in network order.
 const IPV4_FRAGMENT: u16 = 0x3fff_u16.to_be();
 
-/// A TCP, UDP or SCTP packet that is not a fragment.
+/// A TCP, UDP or SCTP packet.
 pub(crate) struct Packet<A> {
     /// Its 5-tuple at this hook: the key of the rewrite table.
     pub(crate) key: RewriteKey<A>,
@@ -41,13 +41,15 @@ pub(crate) struct Packet<A> {
     pub(crate) ip_checksum: u16,
     /// TCP flags; 0 for other protocols.
     pub(crate) tcp_flags: u8,
+    /// A fragment other than the first: it has no L4 header, its ports are those that the first one had.
+    pub(crate) is_later_fragment: bool,
 }
 
 impl<A> Packet<A> {
     /// May this packet open a connection: a TCP SYN without ACK, or anything of a protocol without handshake (S59)?
     #[inline(always)]
     pub(crate) fn opens(&self) -> bool {
-        self.key.protocol != Protocol::Tcp.number() || self.is_syn()
+        !self.is_later_fragment && (self.key.protocol != Protocol::Tcp.number() || self.is_syn())
     }
 
     /// Is it the first packet of a TCP handshake?
@@ -59,7 +61,7 @@ impl<A> Packet<A> {
 
 /// The address of `len` readable bytes at `offset`, or `None` if the packet is shorter or they are not in the linear part.
 #[inline(always)]
-fn linear<T>(ctx: &TcContext, offset: usize, len: usize) -> Option<*const T> {
+pub(crate) fn linear<T>(ctx: &TcContext, offset: usize, len: usize) -> Option<*const T> {
     let start = ctx.data() + offset;
     if start + len > ctx.data_end() {
         None
@@ -74,7 +76,7 @@ fn linear<T>(ctx: &TcContext, offset: usize, len: usize) -> Option<*const T> {
 /// `base + offset ..` must be inside the range that [`linear`] checked. IP headers start at a multiple of 4 (NET_IP_ALIGN), and
 /// the verifier rejects the program on machines where a misaligned access would fault.
 #[inline(always)]
-unsafe fn field<T: Copy>(base: *const u8, offset: usize) -> T {
+pub(crate) unsafe fn field<T: Copy>(base: *const u8, offset: usize) -> T {
     // SAFETY: promised by the caller.
     unsafe { *base.add(offset).cast::<T>() }
 }
@@ -88,7 +90,11 @@ pub(crate) trait Headers: Family {
     /// Does the L4 checksum's update need a flag of its own?
     const IS_V6: bool;
 
-    /// The packet at a hook, if it is one that could be ours. Fragments and IPv6 extension headers are left to the stack.
+    /// ICMP's protocol number.
+    const ICMP: u8;
+
+    /// The packet at a hook, if its headers are the usual ones. Fragments, IPv6 extension headers and ICMP are for
+    /// [`crate::unusual`] and [`crate::icmp_error`].
     fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>>;
 }
 
@@ -118,6 +124,7 @@ fn parse_l4<A: Family>(ctx: &TcContext, network: Network<A>, hook: u8) -> Option
         l4: network.l4 as u32,
         ip_checksum: network.checksum,
         tcp_flags,
+        is_later_fragment: false,
     })
 }
 
@@ -125,6 +132,7 @@ impl Headers for Addr4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = IPV4_HEADER;
     const IS_V6: bool = false;
+    const ICMP: u8 = 1;
 
     #[inline(always)]
     fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>> {
@@ -151,6 +159,7 @@ impl Headers for Addr6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = IPV6_HEADER;
     const IS_V6: bool = true;
+    const ICMP: u8 = 58;
 
     #[inline(always)]
     fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>> {

@@ -177,7 +177,11 @@ fn answer<A: Refuse, const L2: usize, const HOOK: u8>(
     let quote = &mut scratch.quote;
     let skb = ctx.skb.skb;
     let len = ctx.len() as usize;
-    let wanted = packet.l4 as usize + QUOTE_L4;
+    let wanted = if packet.l4 as usize <= L2 + QUOTE_MAX - QUOTE_L4 {
+        packet.l4 as usize + QUOTE_L4
+    } else {
+        L2 + QUOTE_MAX
+    };
     let end = if len < wanted { len } else { wanted };
     // The verifier has to see both bounds of this very number. Linux 6.1 does not if the compiler compares `end` instead, or makes
     // one comparison of the two; the black box and the stores between them prevent that. The packet was parsed: an IP header

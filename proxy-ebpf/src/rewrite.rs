@@ -33,13 +33,13 @@ struct Stored4 {
     dst_port: Port,
 }
 
-#[repr(C)]
-struct Stored6 {
-    src: Addr6,
-    dst: Addr6,
-    src_port: Port,
-    dst_port: Port,
-}
+// An entry starts as an IPv6 header goes on after its first eight bytes: addresses, then ports. So it is stored as it is.
+const _: () = {
+    assert!(core::mem::offset_of!(Rewrite<Addr6>, src) == 0);
+    assert!(core::mem::offset_of!(Rewrite<Addr6>, dst) == 16);
+    assert!(core::mem::offset_of!(Rewrite<Addr6>, src_port) == 32);
+    assert!(core::mem::offset_of!(Rewrite<Addr6>, dst_port) == 34);
+};
 
 /// A family's way to store the addresses (and ports) of a rewrite in one call.
 pub(crate) trait Store: Headers {
@@ -48,7 +48,7 @@ pub(crate) trait Store: Headers {
 }
 
 #[inline(always)]
-fn store_bytes<T>(ctx: &TcContext, offset: usize, value: &T, len: usize) -> Result<(), ()> {
+pub(crate) fn store_bytes<T>(ctx: &TcContext, offset: usize, value: &T, len: usize) -> Result<(), ()> {
     // SAFETY: `len` is at most the size of `value`, which has no padding and is initialised.
     let result = unsafe {
         aya_ebpf::helpers::bpf_skb_store_bytes(
@@ -72,7 +72,7 @@ impl Store for Addr4 {
             src_port: rewrite.src_port,
             dst_port: rewrite.dst_port,
         };
-        if rewrite.port_delta == 0 {
+        if rewrite.port_delta == 0 || packet.is_later_fragment {
             return store_bytes(ctx, L2 + 10, &stored, 10);
         }
         if packet.l4 as usize == L2 + Self::HEADER {
@@ -85,14 +85,15 @@ impl Store for Addr4 {
 
 impl Store for Addr6 {
     #[inline(always)]
-    fn store<const L2: usize>(ctx: &TcContext, _packet: &Packet<Self>, rewrite: &Rewrite<Self>) -> Result<(), ()> {
-        let stored = Stored6 {
-            src: rewrite.src,
-            dst: rewrite.dst,
-            src_port: rewrite.src_port,
-            dst_port: rewrite.dst_port,
-        };
-        store_bytes(ctx, L2 + 8, &stored, if rewrite.port_delta == 0 { 32 } else { 36 })
+    fn store<const L2: usize>(ctx: &TcContext, packet: &Packet<Self>, rewrite: &Rewrite<Self>) -> Result<(), ()> {
+        if rewrite.port_delta == 0 || packet.is_later_fragment {
+            return store_bytes(ctx, L2 + 8, rewrite, 32);
+        }
+        if packet.l4 as usize == L2 + Self::HEADER {
+            return store_bytes(ctx, L2 + 8, rewrite, 36);
+        }
+        store_bytes(ctx, L2 + 8, rewrite, 32)?;
+        store_bytes(ctx, packet.l4 as usize, &[rewrite.src_port, rewrite.dst_port], 4)
     }
 }
 
@@ -138,6 +139,9 @@ pub(crate) fn apply<A: Store, const L2: usize>(
     rewrite: &Rewrite<A>,
 ) -> Result<(), ()> {
     A::store::<L2>(ctx, packet, rewrite)?;
+    if packet.is_later_fragment {
+        return Ok(());
+    }
     let (field, mangled) = if packet.key.protocol == Protocol::Tcp.number() {
         (packet.l4 + TCP_CHECKSUM, 0)
     } else if packet.key.protocol == Protocol::Udp.number() {

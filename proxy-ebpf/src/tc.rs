@@ -1,6 +1,8 @@
 //! The two hooks of an interface. Both look the packet up in the rewrite table once; what is found is applied, and a packet that
 //! is not found may open a connection. A packet that is not ours leaves as it came, for the programs and the stack behind us.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::addr::{Addr4, Addr6};
@@ -8,16 +10,18 @@ use proxy_common::reason::Reason;
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, REWRITE_REROUTE, REWRITE_TO_INGRESS, Rewrite};
 
 use crate::connection::{self, Opened};
+use crate::icmp_error::{self, Quoted};
 use crate::log::Log;
 use crate::maps;
 use crate::packet::{self, Headers, Packet};
 use crate::refuse::{self, Refuse};
 use crate::rewrite;
 use crate::route::{self, Route, Routed};
+use crate::unusual::{self, Unusual, Walk};
 
 /// "No opinion": the next program of the interface and then the stack decide (`TCX_NEXT` is the same number).
-const PASS: i32 = TC_ACT_UNSPEC;
-const DROP: i32 = TC_ACT_SHOT;
+pub(crate) const PASS: i32 = TC_ACT_UNSPEC;
+pub(crate) const DROP: i32 = TC_ACT_SHOT;
 
 /// The entry point of all tc programs: `L2` is the length of the interface's link-layer header.
 #[inline(always)]
@@ -34,10 +38,17 @@ pub(crate) fn run<const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn at_hook<A: Route + Refuse + Log, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
+fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
     packet::make_linear::<L2>(ctx);
-    let Some(packet) = A::parse::<L2>(ctx, HOOK) else {
-        return PASS;
+    let mut packet = MaybeUninit::uninit();
+    let packet = match A::parse::<L2>(ctx, HOOK) {
+        Some(parsed) => &*packet.write(parsed),
+        None => match unusual::parse::<A, L2, HOOK>(ctx, packet.as_mut_ptr()) {
+            // SAFETY: the answer says that the packet was written.
+            Unusual::Packet => unsafe { packet.assume_init_ref() },
+            Unusual::Icmp => return icmp_error::translate::<A, L2, HOOK>(ctx),
+            Unusual::NotOurs => return PASS,
+        },
     };
     let skb = ctx.skb.skb;
     let mut entry = A::rewrite(&packet.key);
@@ -55,7 +66,7 @@ fn at_hook<A: Route + Refuse + Log, const L2: usize, const HOOK: u8>(ctx: &TcCon
             Opened::NotOurs => return PASS,
             Opened::Refused => {
                 A::unserved(ctx, &packet.key, "refused");
-                return refuse::refuse::<A, L2, HOOK>(ctx, &packet);
+                return refuse::refuse::<A, L2, HOOK>(ctx, packet);
             }
             Opened::Dropped => {
                 A::unserved(ctx, &packet.key, "dropped");
@@ -69,10 +80,10 @@ fn at_hook<A: Route + Refuse + Log, const L2: usize, const HOOK: u8>(ctx: &TcCon
         }
     }
     let Some(entry) = entry else { return PASS };
-    rewrite::touch(entry, &packet);
+    rewrite::touch(entry, packet);
     // SAFETY: the slot stays allocated while the program runs. Only its clock and state change after it was written, and those
     // are not read here.
-    rewritten::<A, L2, HOOK>(ctx, &packet, unsafe { &*entry })
+    rewritten::<A, L2, HOOK>(ctx, packet, unsafe { &*entry })
 }
 
 /// Applies an entry and sends the packet where it belongs afterwards.

@@ -110,6 +110,10 @@ both_families! {
     exhaustion => check_exhaustion;
     /// S75: the node's own packets at the egress hook.
     from_the_node => check_from_the_node;
+    /// S153: the fragments of a packet go where its first one went, both ways.
+    fragments => check_fragments;
+    /// S152: errors about a translated packet name the tuple that their receiver knows, at each of the four entries.
+    icmp_errors => check_icmp_errors;
 }
 
 fn check_there_and_back<A: Address>(c: Cast<A>) {
@@ -158,12 +162,6 @@ fn check_not_ours<A: Address>(c: Cast<A>) {
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     let mut icmp = packet(L4::Udp, client, at(c.vip, 80), b"");
     icmp[if A::FAMILY == 4 { 23 } else { 20 }] = if A::FAMILY == 4 { 1 } else { 58 };
-    let mut fragment = packet(SYN, client, at(c.vip, 80), b"");
-    if A::FAMILY == 4 {
-        fragment[20] = 0x20;
-    } else {
-        fragment[20] = 44;
-    }
     let foreign = [
         (
             "mid-flow TCP of an unknown connection",
@@ -175,7 +173,6 @@ fn check_not_ours<A: Address>(c: Cast<A>) {
         ("another address", packet(SYN, client, at(c.backend, 8080), b"")),
         ("ARP", arp),
         ("ICMP", icmp),
-        ("a fragment", fragment),
     ];
     for (what, bytes) in foreign {
         for program in [TC_INGRESS, TC_EGRESS] {
@@ -493,6 +490,145 @@ fn check_from_the_node<A: Address>(c: Cast<A>) {
         let out = programs.run(TC_EGRESS, &reply, LO, 0);
         assert_eq!(out.verdict, REDIRECT);
         assert_same(&out.packet, &packet(ACK, vip, client, b""));
+    });
+}
+
+/// A UDP packet of 1,608 bytes cut in two, as its sender does it.
+fn fragments_of<A: Address>(src: End, dst: End) -> [Vec<u8>; 2] {
+    use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header};
+    let whole = packet(L4::Udp, src, dst, &[7; 1_600]);
+    let (cut, header) = (1_400, if A::FAMILY == 4 { 20 } else { 40 });
+    let udp = &whole[14 + header..];
+    [(0, &udp[..cut], true), (cut, &udp[cut..], false)].map(|(offset, part, more)| {
+        let offset = IpFragOffset::try_new((offset / 8) as u16).unwrap();
+        let mut bytes = whole[..14].to_vec();
+        match (src.0, dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let mut ip = Ipv4Header::new(part.len() as u16, 64, IpNumber::UDP, src.octets(), dst.octets()).unwrap();
+                (ip.identification, ip.more_fragments, ip.fragment_offset) = (0x1234, more, offset);
+                ip.dont_fragment = false;
+                ip.header_checksum = ip.calc_header_checksum();
+                ip.write(&mut bytes).unwrap();
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let ip = Ipv6Header {
+                    payload_length: part.len() as u16 + 8,
+                    next_header: IpNumber::IPV6_FRAGMENTATION_HEADER,
+                    hop_limit: 64,
+                    source: src.octets(),
+                    destination: dst.octets(),
+                    ..Ipv6Header::default()
+                };
+                ip.write(&mut bytes).unwrap();
+                let fragment = Ipv6FragmentHeader::new(IpNumber::UDP, offset, more, 0x1234_5678);
+                let extensions = Ipv6Extensions {
+                    fragment: Some(fragment),
+                    ..Ipv6Extensions::default()
+                };
+                extensions
+                    .write(&mut bytes, IpNumber::IPV6_FRAGMENTATION_HEADER)
+                    .unwrap();
+            }
+            _ => unreachable!(),
+        }
+        bytes.extend_from_slice(part);
+        bytes
+    })
+}
+
+fn check_fragments<A: Address>(c: Cast<A>) {
+    let mut programs = load();
+    programs.add_service(1, c.vip, 53, Protocol::Udp, &[(c.backend, 5353)]);
+    let (client, vip, backend) = (at(c.client, 40_000), at(c.vip, 53), at(c.backend, 5353));
+    // A fragment that comes before the first one is not recognised, and nothing happens to it.
+    let [_, later] = fragments_of::<A>(client, vip);
+    assert_same(&programs.run(TC_INGRESS, &later, LO, FORWARDED).packet, &later);
+    for (program, from, to) in [
+        (TC_INGRESS, (client, vip), (client, backend)),
+        (TC_EGRESS, (backend, client), (vip, client)),
+    ] {
+        let sent = fragments_of::<A>(from.0, from.1);
+        let expected = fragments_of::<A>(to.0, to.1);
+        for (sent, expected) in sent.iter().zip(&expected) {
+            let out = programs.run(program, sent, LO, FORWARDED);
+            assert_eq!(out.verdict, PASS);
+            assert_same(&out.packet, expected);
+        }
+    }
+}
+
+/// "Too big" from `router` to `to`, quoting the beginning of a packet.
+fn too_big(router: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let ethernet = etherparse::PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
+    let mut bytes = Vec::new();
+    match (router, to) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let kind = etherparse::Icmpv4Type::DestinationUnreachable(
+                etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1_300 },
+            );
+            ethernet
+                .ipv4(src.octets(), dst.octets(), 64)
+                .icmpv4(kind)
+                .write(&mut bytes, quoted)
+                .unwrap();
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let kind = etherparse::Icmpv6Type::PacketTooBig { mtu: 1_300 };
+            ethernet
+                .ipv6(src.octets(), dst.octets(), 64)
+                .icmpv6(kind)
+                .write(&mut bytes, quoted)
+                .unwrap();
+        }
+        _ => unreachable!(),
+    }
+    bytes
+}
+
+fn check_icmp_errors<A: Address>(c: Cast<A>) {
+    in_namespace(|| {
+        let mut programs = load_masquerading(Constants::default().ports);
+        programs.add_service(1, c.vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
+        let (client, vip, backend) = (at(outsider::<A>(), 40_000), at(c.vip, 80), at(c.backend, 8080));
+        let request = programs
+            .run(TC_INGRESS, &packet(SYN, client, vip, b""), LO, FORWARDED)
+            .packet;
+        let node = ends(&programs.run(TC_EGRESS, &request, LO, FORWARDED).packet).0;
+        let router: IpAddr = c.other_backend.into();
+        let header = if A::FAMILY == 4 { 20 } else { 40 };
+        // The quoted L4 checksum stays as it is: only ports and sequence number are certain to be there, and nobody verifies it.
+        let quote = |src: End, dst: End, seen: (End, End)| {
+            let mut bytes = packet(ACK, src, dst, b"")[14..].to_vec();
+            let original = packet(ACK, seen.0, seen.1, b"");
+            bytes[header + 16..header + 18].copy_from_slice(&original[14 + header + 16..14 + header + 18]);
+            bytes
+        };
+        let plain = |src, dst| quote(src, dst, (src, dst));
+
+        // About a request, on its way back: at the endpoint's interface, then at the client's.
+        let sent = (node, backend);
+        let error = too_big(router, node.0, &plain(node, backend));
+        let out = programs.run(TC_INGRESS, &error, LO, FORWARDED).packet;
+        assert_same(&out, &too_big(router, client.0, &quote(client, backend, sent)));
+        let out = programs.run(TC_EGRESS, &out, LO, FORWARDED).packet;
+        assert_same(&out, &too_big(router, client.0, &quote(client, vip, sent)));
+
+        // About a reply: at the client's interface, then at the endpoint's.
+        let sent = (vip, client);
+        let error = too_big(router, vip.0, &plain(vip, client));
+        let out = programs.run(TC_INGRESS, &error, LO, FORWARDED).packet;
+        assert_same(&out, &too_big(router, backend.0, &quote(backend, client, sent)));
+        let out = programs.run(TC_EGRESS, &out, LO, FORWARDED).packet;
+        assert_same(&out, &too_big(router, backend.0, &quote(backend, node, sent)));
+
+        // From the endpoint itself: the client knows only the frontend.
+        let error = too_big(backend.0, client.0, &plain(client, backend));
+        let out = programs.run(TC_EGRESS, &error, LO, FORWARDED).packet;
+        assert_same(&out, &too_big(vip.0, client.0, &quote(client, vip, (client, backend))));
+
+        // About somebody else's packet: untouched.
+        let error = too_big(router, client.0, &plain(client, at(c.other_backend, 1)));
+        assert_same(&programs.run(TC_EGRESS, &error, LO, FORWARDED).packet, &error);
     });
 }
 
