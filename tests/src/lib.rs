@@ -10,5 +10,7 @@ pub mod leftovers;
 pub mod netns;
 pub mod packet;
 pub mod process;
+pub mod programs;
 pub mod stats;
 pub mod topology;
+pub mod wire;
