@@ -4,9 +4,12 @@
 //! Everything a helper makes (namespace, link, mount, cgroup, process, folder) is removed when its guard is dropped, also on a
 //! panic; leftovers of a killed run are removed at the next start.
 
+pub mod agent;
+pub mod apiserver;
 pub mod cgroup;
 pub mod echo;
 pub mod leftovers;
+pub mod manifests;
 pub mod netns;
 pub mod packet;
 pub mod process;
