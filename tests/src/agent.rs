@@ -192,6 +192,15 @@ impl Agent {
         })
     }
 
+    /// Like [`Agent::run`], without waiting for the end. The guard waits a moment for the thread, not for ever.
+    pub fn spawn<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
+        let enter = self.cgroup.entrance();
+        self.netns.spawn(move || {
+            enter().expect("the cgroup exists as long as its guard");
+            body()
+        })
+    }
+
     /// A process of `netns` whose sockets belong to this node's cgroup, as a pod's do.
     pub fn run_in_pod<T: Send>(&self, netns: &Netns, body: impl FnOnce() -> T + Send) -> T {
         netns.run(|| {

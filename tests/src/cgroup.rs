@@ -56,8 +56,16 @@ impl Cgroup {
     /// Moves the calling thread into the cgroup; sockets it opens from now on belong to it. For a thread that ends soon: an
     /// occupied cgroup cannot be removed.
     pub fn enter(&self) -> Result<()> {
-        let thread = nix::unistd::gettid().as_raw();
-        self.write("cgroup.threads", &thread.to_string())
+        self.entrance()()
+    }
+
+    /// [`Cgroup::enter`] for a thread that outlives the borrow.
+    pub fn entrance(&self) -> impl FnOnce() -> Result<()> + Send + 'static {
+        let path = self.path.join("cgroup.threads");
+        move || {
+            let thread = nix::unistd::gettid().as_raw();
+            fs::write(&path, thread.to_string()).with_context(|| format!("entering cgroup {}", path.display()))
+        }
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {

@@ -109,6 +109,11 @@ impl EchoServer {
         Ok(server)
     }
 
+    /// The same in the namespace of the caller.
+    pub fn start_here(name: &str, addresses: &[SocketAddr]) -> Result<Self> {
+        Self::start(&Netns::current()?, name, addresses)
+    }
+
     /// Its name, which is in every answer.
     pub fn name(&self) -> &str {
         &self.name

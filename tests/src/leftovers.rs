@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use nix::mount::{MntFlags, umount2};
 
@@ -16,6 +16,91 @@ pub const PREFIX: &str = "ebpf-proxy-test-";
 
 /// Where iproute2 keeps named namespaces.
 pub const NETNS_DIR: &str = "/run/netns";
+
+/// Everything that outlives its process on purpose, because somebody asked to keep it, is called
+/// `ebpf-proxy-demo-<pid>-<number>-<label>`; nothing but [`remove_kept`] touches it.
+pub const KEPT_PREFIX: &str = "ebpf-proxy-demo-";
+
+/// File in a kept folder with a line `<pid> <start time>` for each process that was left running.
+const PROCESSES: &str = "processes";
+
+static KEEP: AtomicBool = AtomicBool::new(false);
+
+/// From now on names say that their bearers are to be kept.
+pub fn keep_everything() {
+    KEEP.store(true, Ordering::Relaxed);
+}
+
+/// Remembers, in a kept folder, a process that is left running.
+pub fn record_process(dir: &Path, pid: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(PROCESSES))?;
+    writeln!(file, "{pid} {}", start_time(pid).unwrap_or_default())
+}
+
+/// Ends and removes everything that was kept. Gives the number of things removed.
+pub fn remove_kept() -> usize {
+    let is_kept = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(KEPT_PREFIX))
+    };
+    let list = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .filter(is_kept)
+            .collect()
+    };
+    let dirs: Vec<PathBuf> = list(&std::env::temp_dir());
+    for line in dirs
+        .iter()
+        .flat_map(|dir| fs::read_to_string(dir.join(PROCESSES)))
+        .flat_map(|f| f.lines().map(String::from).collect::<Vec<_>>())
+    {
+        let Some((pid, started)) = line
+            .split_once(' ')
+            .and_then(|(pid, started)| Some((pid.parse().ok()?, started)))
+        else {
+            continue;
+        };
+        // The same process still, not one that got its number since.
+        if start_time(pid).as_deref() == Some(started) {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid as i32),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+            crate::process::wait_until(std::time::Duration::from_secs(2), || {
+                start_time(pid).is_none().then_some(())
+            });
+        }
+    }
+    for dir in &dirs {
+        remove_dir_with_mounts(dir);
+    }
+    let namespaces: Vec<PathBuf> = list(Path::new(NETNS_DIR));
+    for path in &namespaces {
+        let _ = umount2(path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_file(path);
+    }
+    let cgroups: Vec<PathBuf> = cgroup::base().map(|base| list(&base)).unwrap_or_default();
+    for path in &cgroups {
+        crate::process::wait_until(std::time::Duration::from_secs(2), || fs::remove_dir(path).ok());
+    }
+    dirs.len() + namespaces.len() + cgroups.len()
+}
+
+/// Field 22 of `/proc/<pid>/stat`; `None` for a process that is gone or a zombie.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    (fields.first() != Some(&"Z")).then(|| fields.get(19).map(|f| (*f).to_owned()))?
+}
 
 /// A name that nobody else on the machine uses. The first call of a process removes what dead ones left.
 pub fn unique_name(label: &str) -> String {
@@ -49,6 +134,17 @@ pub fn sweep() {
             let _ = fs::remove_dir(&path);
         }
     }
+}
+
+/// What this process made and has not removed yet.
+pub fn owned_by_this_process() -> Vec<PathBuf> {
+    let places = [
+        Some(PathBuf::from(NETNS_DIR)),
+        Some(std::env::temp_dir()),
+        cgroup::base().ok(),
+    ];
+    let all = places.iter().flatten().flat_map(|dir| ours(dir));
+    all.filter(|path| pid_of(path) == Some(std::process::id())).collect()
 }
 
 /// Unmounts whatever is mounted below `path`, then removes the folder.

@@ -67,6 +67,17 @@ impl Netns {
         Ok(netns)
     }
 
+    /// The namespace of the calling thread, which belongs to somebody else.
+    pub fn current() -> Result<Self> {
+        let path = PathBuf::from("/proc/thread-self/ns/net");
+        Ok(Self(Arc::new(Inner {
+            name: "the current namespace".into(),
+            file: File::open(&path)?,
+            path,
+            keep: true.into(),
+        })))
+    }
+
     /// Its name under `/run/netns`.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -139,6 +150,18 @@ impl Netns {
         self.run(|| fs::write(&path, value))
             .with_context(|| format!("writing {value} to {}", path.display()))
     }
+}
+
+/// Runs `body` inside the namespace at a path, on a thread of its own.
+pub fn run_at<T: Send>(path: &Path, body: impl FnOnce() -> T + Send) -> Result<T> {
+    let file = File::open(path).with_context(|| format!("opening namespace {}", path.display()))?;
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(&file, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
+            Ok(body())
+        });
+        inside.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// On a thread that ends afterwards: only it moves into the new namespace.

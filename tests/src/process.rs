@@ -19,6 +19,8 @@ type Request = (Command, mpsc::Sender<std::io::Result<Child>>);
 pub fn spawn_bound(mut command: Command) -> std::io::Result<Child> {
     static SPAWNER: OnceLock<Mutex<mpsc::Sender<Request>>> = OnceLock::new();
     let parent = std::process::id();
+    // Ctrl-C is for the parent, which ends its children in order.
+    command.process_group(0);
     // SAFETY: prctl, getppid and _exit are async-signal-safe and touch no memory of the parent.
     unsafe {
         command.pre_exec(move || {
