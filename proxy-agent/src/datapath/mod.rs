@@ -6,12 +6,17 @@
 
 mod error;
 mod loader;
+#[cfg(test)]
+mod memory;
 mod options;
 mod probe;
+mod ranges;
+mod sync;
 mod sys;
 pub(crate) mod tables;
 
 pub use error::DatapathError;
+pub use sync::{SyncFailure, SyncReport};
 pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
 
 /// The setting that a full `FRONTENDS4/6` is about.
