@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use proxy_common::addr::{Addr4, Addr6, Protocol};
 
-use self::family::FamilySync;
+pub(crate) use self::family::FamilySync;
 use self::ids::Ids;
 use super::error::TableError;
 use super::tables::Tables;
