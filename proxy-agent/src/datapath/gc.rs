@@ -99,6 +99,10 @@ fn collect<A: Address>(
     if pair.idle < timeout(&pair) {
         return Ok(0);
     }
+    // What was read with the whole chunk may have been used, or removed together with its partner, since.
+    if tables.rewrite(key)?.is_none_or(|fresh| fresh.last_seen != rewrite.last_seen) {
+        return Ok(0);
+    }
     flows::remove_partner(tables, key, rewrite)?;
     tables.remove_rewrite(key)?;
     Ok(1 + usize::from(partner.is_some()))

@@ -204,7 +204,10 @@ fn restart_adopts_everything_and_cleanup_leaves_nothing() {
 fn modes_replace_each_other_and_foreign_filters_stay() {
     in_namespace(|bed| {
         run("tc", "qdisc add dev left clsact");
-        run("tc", "filter add dev left egress prio 7 protocol all matchall action ok");
+        // Classic bytecode that lets everything through, in a file because `run` splits at spaces.
+        fs::write("/tmp/ebpf-proxy-test-bytecode", "1,6 0 0 4294967295").unwrap();
+        run("tc", "filter add dev left egress prio 7 handle 9 bpf bytecode-file /tmp/ebpf-proxy-test-bytecode flowid 1:1");
+        fs::remove_file("/tmp/ebpf-proxy-test-bytecode").unwrap();
         let ours = || run("tc", "filter show dev left egress").contains("0x70726f78");
         let open = |mode| {
             let mut datapath = Datapath::open(bed.options(mode)).unwrap();
@@ -228,7 +231,7 @@ fn modes_replace_each_other_and_foreign_filters_stay() {
         drop(classic);
         cleanup(&bed.bpf_dir).unwrap();
         assert!(!ours());
-        assert!(run("tc", "filter show dev left egress").contains("matchall"), "foreign filter");
+        assert!(run("tc", "filter show dev left egress").contains("handle 0x9"), "foreign filter");
         run("tc", "qdisc del dev left clsact");
     });
 }
@@ -299,7 +302,7 @@ fn udp_flows_leave_with_their_backend() {
         assert_ok(&report);
         assert_eq!(report.flows_removed, 1);
         assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 4);
-        // Idle ones go: these were last seen at tick 0, long before now if the machine is up for a minute.
+        // Without the service nothing is left.
         let report = datapath.apply(vec![(name, None)]);
         assert_eq!(report.flows_removed, 2);
         assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 0);
