@@ -52,7 +52,8 @@ impl Sockets {
 
     /// Attaches again what somebody took away (S164).
     pub(super) fn repair(&mut self, programs: &Programs, report: &mut SyncReport) {
-        let intact = |link: &OwnedFd| sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Cgroup(self.id));
+        let intact =
+            |link: &OwnedFd| sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Cgroup(self.id));
         let lost: Vec<&'static str> = self
             .links
             .iter()

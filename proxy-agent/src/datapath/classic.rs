@@ -72,7 +72,13 @@ pub(super) struct Classic {
 impl Classic {
     pub(super) fn open() -> io::Result<Self> {
         // SAFETY: no pointers; the descriptor is checked and owned at once.
-        let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_ROUTE) };
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_NETLINK,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                libc::NETLINK_ROUTE,
+            )
+        };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
@@ -170,7 +176,7 @@ impl Classic {
                 }
                 match i32::from(header.kind) {
                     libc::NLMSG_ERROR | libc::NLMSG_DONE => {
-                        let code = body.get(..4).map_or(0, |code| bytemuck::pod_read_unaligned::<i32>(code));
+                        let code = body.get(..4).map_or(0, bytemuck::pod_read_unaligned::<i32>);
                         return if code < 0 {
                             Err(io::Error::from_raw_os_error(-code))
                         } else {

@@ -33,7 +33,10 @@ pub fn cleanup(bpf_dir: &Path) -> Result<CleanupReport, DatapathError> {
     // Other layout versions are ours as well.
     for version in children(bpf_dir)? {
         let name = version.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if !name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok()) {
+        if name
+            .strip_prefix('v')
+            .is_none_or(|number| number.parse::<u32>().is_err())
+        {
             continue;
         }
         let pins = Pins {

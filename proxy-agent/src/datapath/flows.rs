@@ -86,11 +86,7 @@ fn allowed_at<A: Address>(tables: &impl FamilyTables<A>, frontend: Option<&Front
     let frontend = frontend?;
     let backends = [frontend.cluster, frontend.local]
         .into_iter()
-        .filter_map(|range| {
-            tables
-                .backends(range.first, range.count.checked_add(range.keep)?)
-                .ok()
-        })
+        .filter_map(|range| tables.backends(range.first, range.count.checked_add(range.keep)?).ok())
         .flatten()
         .map(|backend| (backend.addr, backend.port))
         .collect();

@@ -7,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::addr::{Address, Protocol};
 use proxy_common::clock;
-use proxy_common::rewrite::{
-    KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, STATE_RST, STATE_SEEN,
-};
+use proxy_common::rewrite::{KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, STATE_RST, STATE_SEEN};
 
 use super::error::TableError;
 use super::flows;
@@ -58,7 +56,11 @@ struct Pair {
 
 impl Collector {
     /// Goes on with the walk; gives the number of removed entries.
-    pub(super) fn step<A: Address>(&mut self, tables: &mut impl FamilyTables<A>, now: u32) -> Result<usize, TableError> {
+    pub(super) fn step<A: Address>(
+        &mut self,
+        tables: &mut impl FamilyTables<A>,
+        now: u32,
+    ) -> Result<usize, TableError> {
         if self.rests_since.is_some_and(|since| since.elapsed() < PAUSE) {
             return Ok(0);
         }
@@ -100,7 +102,10 @@ fn collect<A: Address>(
         return Ok(0);
     }
     // What was read with the whole chunk may have been used, or removed together with its partner, since.
-    if tables.rewrite(key)?.is_none_or(|fresh| fresh.last_seen != rewrite.last_seen) {
+    if tables
+        .rewrite(key)?
+        .is_none_or(|fresh| fresh.last_seen != rewrite.last_seen)
+    {
         return Ok(0);
     }
     flows::remove_partner(tables, key, rewrite)?;
@@ -206,8 +211,14 @@ mod tests {
             (Protocol::Sctp, STATE_SEEN, STATE_SEEN, 3_600),
         ] {
             let case = format!("{protocol} {request:#b} {reply:#b}");
-            assert!(is_collected(protocol, (seconds + 3, request), (seconds + 2, reply)), "{case}");
-            assert!(!is_collected(protocol, (seconds - 3, request), (seconds - 3, reply)), "{case}");
+            assert!(
+                is_collected(protocol, (seconds + 3, request), (seconds + 2, reply)),
+                "{case}"
+            );
+            assert!(
+                !is_collected(protocol, (seconds - 3, request), (seconds - 3, reply)),
+                "{case}"
+            );
             // One direction that was used lately keeps both.
             assert!(!is_collected(protocol, (seconds + 3, request), (1, reply)), "{case}");
             assert!(!is_collected(protocol, (1, request), (seconds + 3, reply)), "{case}");

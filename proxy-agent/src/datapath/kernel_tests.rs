@@ -38,7 +38,11 @@ fn ip(arguments: &str) -> String {
 
 fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
-    assert!(output.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -178,8 +182,19 @@ fn restart_adopts_everything_and_cleanup_leaves_nothing() {
         assert!(busy.to_string().contains(&bed.bpf_dir.display().to_string()), "{busy}");
         let key = FrontendKey::new(Addr4([10, 96, 0, 10]), Port::new(53), 17);
         let frontend = first.tables.v4.frontends.get(&key).unwrap().unwrap();
-        assert_eq!(FamilyTables::<Addr4>::backends(&first.tables, frontend.cluster.first, 3).unwrap()[2].addr.0[3], 3);
-        assert_eq!(bed.pins(), [format!("{}-egress", index("left")), format!("{}-ingress", index("left"))]);
+        assert_eq!(
+            FamilyTables::<Addr4>::backends(&first.tables, frontend.cluster.first, 3).unwrap()[2]
+                .addr
+                .0[3],
+            3
+        );
+        assert_eq!(
+            bed.pins(),
+            [
+                format!("{}-egress", index("left")),
+                format!("{}-ingress", index("left"))
+            ]
+        );
         drop(first);
 
         let mut second = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
@@ -206,7 +221,10 @@ fn modes_replace_each_other_and_foreign_filters_stay() {
         run("tc", "qdisc add dev left clsact");
         // Classic bytecode that lets everything through, in a file because `run` splits at spaces.
         fs::write("/tmp/ebpf-proxy-test-bytecode", "1,6 0 0 4294967295").unwrap();
-        run("tc", "filter add dev left egress prio 7 handle 9 bpf bytecode-file /tmp/ebpf-proxy-test-bytecode flowid 1:1");
+        run(
+            "tc",
+            "filter add dev left egress prio 7 handle 9 bpf bytecode-file /tmp/ebpf-proxy-test-bytecode flowid 1:1",
+        );
         fs::remove_file("/tmp/ebpf-proxy-test-bytecode").unwrap();
         let ours = || run("tc", "filter show dev left egress").contains("0x70726f78");
         let open = |mode| {
@@ -231,7 +249,10 @@ fn modes_replace_each_other_and_foreign_filters_stay() {
         drop(classic);
         cleanup(&bed.bpf_dir).unwrap();
         assert!(!ours());
-        assert!(run("tc", "filter show dev left egress").contains("handle 0x9"), "foreign filter");
+        assert!(
+            run("tc", "filter show dev left egress").contains("handle 0x9"),
+            "foreign filter"
+        );
         run("tc", "qdisc del dev left clsact");
     });
 }
@@ -284,7 +305,14 @@ fn udp_flows_leave_with_their_backend() {
         // One flow to each backend.
         let client = Addr4([10, 0, 9, 9]);
         for last in 1..=3 {
-            let key = RewriteKey::new(client, Port::new(4_000 + u16::from(last)), vip.addr, vip.port, 17, HOOK_INGRESS);
+            let key = RewriteKey::new(
+                client,
+                Port::new(4_000 + u16::from(last)),
+                vip.addr,
+                vip.port,
+                17,
+                HOOK_INGRESS,
+            );
             let mut there = key.rewrite_to(client, key.src_port, Addr4([10, 0, 0, last]), vip.port);
             (there.kind, there.service) = (KIND_REQUEST, id);
             let back_key = key.partner(&there);

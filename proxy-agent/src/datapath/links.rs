@@ -74,7 +74,8 @@ impl Links {
                 });
             }
         };
-        let table = |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
+        let table =
+            |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
         Ok(Self {
             filter,
             tcx,
@@ -145,7 +146,11 @@ impl Links {
         lost.retain(|ifindex| !self.is_intact(*ifindex));
         for ifindex in &lost {
             if let Some(attached) = self.attached.remove(ifindex) {
-                tracing::warn!(ifindex, interface = attached.name, "programs were taken away, attaching them again");
+                tracing::warn!(
+                    ifindex,
+                    interface = attached.name,
+                    "programs were taken away, attaching them again"
+                );
             }
         }
         if self.pending || !lost.is_empty() {
@@ -161,7 +166,8 @@ impl Links {
         };
         if self.tcx {
             attached.links.iter().all(|(pin, link)| {
-                pin.exists() && sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex))
+                pin.exists()
+                    && sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex))
             })
         } else {
             DIRECTIONS.iter().all(|(egress, _)| {
@@ -280,7 +286,12 @@ impl Links {
                 Err(error) => report.fail(format!("interface {ifindex}"), error),
             }
         }
-        let gone: Vec<u32> = self.links.keys().filter(|ifindex| !wanted.contains_key(ifindex)).copied().collect();
+        let gone: Vec<u32> = self
+            .links
+            .keys()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+            .copied()
+            .collect();
         for ifindex in gone {
             match tables.remove_link(ifindex) {
                 Ok(()) => {

@@ -18,6 +18,8 @@ use aya_log::EbpfLogger;
 use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::config::{self, Prefix};
 use proxy_common::names;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use super::error::DatapathError;
 use super::options::{BpfLogLevel, Options, SocketLb};
@@ -201,10 +203,7 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
                 wanted: wanted.to_string(),
             });
         }
-        let chosen = sizes
-            .iter_mut()
-            .find(|(sized, _)| *sized == name)
-            .map(|(_, size)| size);
+        let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
         let asked = chosen.as_deref().copied().unwrap_or_else(|| map.max_entries());
         if pinned.max_entries() != asked {
             tracing::warn!(
@@ -353,7 +352,9 @@ fn start_logging(ebpf: &mut Ebpf, level: BpfLogLevel) -> Option<Logging> {
         }
     };
     Some(Logging(runtime.spawn(async move {
-        let mut logger = match tokio::io::unix::AsyncFd::with_interest(logger, tokio::io::Interest::READABLE) {
+        // SAFETY: the logger owns the ring buffer's descriptor, always gives the same one, and keeps it open until it is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        let mut logger = match registered {
             Ok(logger) => logger,
             Err(error) => return tracing::warn!(%error, "the programs' log cannot be read"),
         };

@@ -156,7 +156,10 @@ where
 
     fn set_frontend(&mut self, key: &FrontendKey<A>, value: &Frontend) -> Result<(), TableError> {
         self.writes.next("FRONTENDS")?;
-        assert!(self.services.contains_key(&value.service), "a frontend before its service's name");
+        assert!(
+            self.services.contains_key(&value.service),
+            "a frontend before its service's name"
+        );
         self.family_mut().frontends.insert(*key, *value);
         Ok(())
     }

@@ -207,14 +207,17 @@ impl Datapath {
         self.collect(&mut report);
         if self.links.is_pending() || self.repaired.elapsed() >= REPAIR_INTERVAL {
             self.repaired = Instant::now();
-            self.links
-                .repair(&self.loaded.programs, &mut self.tables, &mut report);
+            self.links.repair(&self.loaded.programs, &mut self.tables, &mut report);
             if let Some(sockets) = &mut self.sockets {
                 sockets.repair(&self.loaded.programs, &mut report);
             }
         }
         for failure in &report.failed {
-            tracing::warn!(object = failure.object, error = failure.error, "not programmed, will be tried again");
+            tracing::warn!(
+                object = failure.object,
+                error = failure.error,
+                "not programmed, will be tried again"
+            );
         }
         let is_busy = self.sync.is_pending()
             || self.sync.has_idle()

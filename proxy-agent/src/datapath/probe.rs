@@ -155,7 +155,13 @@ mod tests {
     fn ports_keep_clear_of_others() {
         assert_eq!(clear_ports("32768\t60999\n"), Some(61_000..65_536));
         assert_eq!(clear_ports(""), Some(61_000..65_536));
-        for (low, high) in [(1024, 65_535), (32_768, 65_535), (1024, 29_999), (40_000, 61_500), (10_000, 65_535)] {
+        for (low, high) in [
+            (1024, 65_535),
+            (32_768, 65_535),
+            (1024, 29_999),
+            (40_000, 61_500),
+            (10_000, 65_535),
+        ] {
             let Some(ports) = clear_ports(&format!("{low} {high}")) else {
                 assert_eq!((low, high), (1024, 65_535));
                 continue;

@@ -165,11 +165,7 @@ impl<A: Address> BpfFamily<A> {
         let backends = MappedArray::new(map.fd().as_fd(), slots, writable)
             .map_err(|source| TableError::Call { map: name, source })?;
         Ok(Self {
-            frontends: Hash::open(
-                dir,
-                names::for_family::<A>(names::FRONTENDS),
-                super::FRONTENDS_SETTING,
-            )?,
+            frontends: Hash::open(dir, names::for_family::<A>(names::FRONTENDS), super::FRONTENDS_SETTING)?,
             backends,
             rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
             node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,

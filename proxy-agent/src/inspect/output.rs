@@ -94,7 +94,11 @@ fn yaml(value: &Value, depth: usize, text: &mut String) {
 }
 
 fn or_none(text: &str) -> String {
-    if text.is_empty() { "<none>".to_owned() } else { text.to_owned() }
+    if text.is_empty() {
+        "<none>".to_owned()
+    } else {
+        text.to_owned()
+    }
 }
 
 impl Columns for ServiceRow {
@@ -188,7 +192,8 @@ impl Columns for ConnectionRow {
             format!("{}/{}", self.namespace, self.service),
             self.state.clone(),
             format!("{}s", self.idle_seconds),
-            self.masquerade.map_or_else(|| "<none>".to_owned(), |source| source.to_string()),
+            self.masquerade
+                .map_or_else(|| "<none>".to_owned(), |source| source.to_string()),
             or_none(&self.port_name),
             self.origin.clone(),
         ]

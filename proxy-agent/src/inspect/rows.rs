@@ -336,7 +336,10 @@ mod tests {
         let back_key = key.partner(&request);
         let reply = entry(back_key.rewrite_to(vip, http, client, port), KIND_REPLY);
         let out_key = RewriteKey::new(client, port, backend, http, 6, HOOK_EGRESS);
-        let out = entry(out_key.rewrite_to(node, Port::new(61_000), backend, http), KIND_MASQUERADE);
+        let out = entry(
+            out_key.rewrite_to(node, Port::new(61_000), backend, http),
+            KIND_MASQUERADE,
+        );
         let in_key = out_key.partner(&out);
         let inward = entry(in_key.rewrite_to(backend, http, client, port), KIND_UNMASQUERADE);
         let entries = [(in_key, inward), (key, request), (out_key, out), (back_key, reply)];

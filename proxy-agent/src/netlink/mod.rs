@@ -198,7 +198,10 @@ mod tests {
         assert_eq!(info.primary(IpAddr::is_ipv4), Some("192.0.2.1".parse().unwrap()));
         assert_eq!(info.primary(IpAddr::is_ipv6), Some("fd00::2".parse().unwrap()));
         network.remove_address(&address("fd00::2", AddressScope::Universe, AddressFlags::empty()));
-        assert_eq!(network.links[&2].primary(IpAddr::is_ipv6), Some("fd00::1".parse().unwrap()));
+        assert_eq!(
+            network.links[&2].primary(IpAddr::is_ipv6),
+            Some("fd00::1".parse().unwrap())
+        );
         network.remove_link(&link);
         assert_eq!(network, Network::default());
     }

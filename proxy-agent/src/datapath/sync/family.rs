@@ -70,7 +70,11 @@ impl<A: Address> FamilySync<A> {
             retain(&mut ranges, frontend);
         }
         Ok(Self {
-            generation: frontends.values().map(|frontend| frontend.generation).max().unwrap_or_default(),
+            generation: frontends
+                .values()
+                .map(|frontend| frontend.generation)
+                .max()
+                .unwrap_or_default(),
             ranges,
             frontends,
             claims: HashMap::new(),
@@ -352,7 +356,10 @@ impl<A: Address> FamilySync<A> {
             (&service.plan.cluster, &mut service.cluster),
             (&service.plan.local, &mut service.local),
         ] {
-            if published.as_ref().is_some_and(|published| published.endpoints == *endpoints) {
+            if published
+                .as_ref()
+                .is_some_and(|published| published.endpoints == *endpoints)
+            {
                 continue;
             }
             let range = self.write_range(tables, endpoints, now, report)?;
@@ -380,14 +387,11 @@ impl<A: Address> FamilySync<A> {
         if backends.is_empty() {
             return Ok(Range::default());
         }
-        let first = self
-            .ranges
-            .allocate(backends.len() as u32)
-            .ok_or(TableError::Full {
-                map: names::for_family::<A>(names::BACKENDS),
-                capacity: tables.backend_slots(),
-                setting: crate::datapath::BACKENDS_SETTING,
-            })?;
+        let first = self.ranges.allocate(backends.len() as u32).ok_or(TableError::Full {
+            map: names::for_family::<A>(names::BACKENDS),
+            capacity: tables.backend_slots(),
+            setting: crate::datapath::BACKENDS_SETTING,
+        })?;
         if let Err(error) = tables.set_backends(first, &backends) {
             self.ranges.release(first, now);
             return Err(error);

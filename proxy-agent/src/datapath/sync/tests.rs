@@ -96,7 +96,10 @@ impl World {
 fn a_service_comes_changes_and_goes() {
     let mut world = World::new(16);
     world.complete();
-    world.apply(vec![(name("a"), Some(plan("10.96.0.1", &["10.0.0.1", "10.0.0.2"], &[])))]);
+    world.apply(vec![(
+        name("a"),
+        Some(plan("10.96.0.1", &["10.0.0.1", "10.0.0.2"], &[])),
+    )]);
     assert_eq!(
         world.tables.dump(),
         "10.96.0.1 80 17 -> ns/a:/UDP flags=5 cluster=[10.0.0.1:8080,10.0.0.2:8080] keep=[] local=[] keep=[]\n"
@@ -181,12 +184,19 @@ fn one_frontend_has_one_owner() {
 fn a_full_table_names_the_setting_and_harms_no_other_service() {
     let mut world = World::new(2);
     let report = world.apply(vec![
-        (name("big"), Some(plan("10.96.0.1", &["10.0.0.1", "10.0.0.2", "10.0.0.3"], &[]))),
+        (
+            name("big"),
+            Some(plan("10.96.0.1", &["10.0.0.1", "10.0.0.2", "10.0.0.3"], &[])),
+        ),
         (name("small"), Some(plan("10.96.0.2", &["10.0.0.4"], &[]))),
     ]);
     assert_eq!(report.failed.len(), 1);
     assert_eq!(report.failed[0].object, "ns/big:/UDP (IPv4)");
-    assert!(report.failed[0].error.contains("--backends-capacity"), "{:?}", report.failed);
+    assert!(
+        report.failed[0].error.contains("--backends-capacity"),
+        "{:?}",
+        report.failed
+    );
     assert_eq!(world.tables.v4.frontends.len(), 1, "no half-programmed service");
     world.apply(vec![(name("big"), Some(plan("10.96.0.1", &["10.0.0.1"], &[])))]);
     assert_eq!(world.tables.v4.frontends.len(), 2);
@@ -196,7 +206,10 @@ fn a_full_table_names_the_setting_and_harms_no_other_service() {
 fn a_restart_writes_nothing_and_deletes_leftovers_only_at_the_end() {
     let mut world = World::new(16);
     let kept = || (name("kept"), Some(plan("10.96.0.1", &["10.0.0.1"], &["10.0.0.9"])));
-    world.apply(vec![kept(), (name("gone"), Some(plan("10.96.0.2", &["10.0.0.2"], &[])))]);
+    world.apply(vec![
+        kept(),
+        (name("gone"), Some(plan("10.96.0.2", &["10.0.0.2"], &[]))),
+    ]);
     world.complete();
     let (dump, before) = (world.tables.dump(), world.tables.writes.done());
     world.restart();
@@ -288,8 +301,16 @@ fn a_failure_at_any_write_is_made_good() {
     assert_eq!(failures, 0);
     for write in 0..expected.tables.writes.done() {
         let (world, _) = play(Some(write));
-        assert_eq!(world.tables.dump(), expected.tables.dump(), "after a failure at write {write}");
-        assert_eq!(world.sync.occupancy(), expected.sync.occupancy(), "after a failure at write {write}");
+        assert_eq!(
+            world.tables.dump(),
+            expected.tables.dump(),
+            "after a failure at write {write}"
+        );
+        assert_eq!(
+            world.sync.occupancy(),
+            expected.sync.occupancy(),
+            "after a failure at write {write}"
+        );
     }
 }
 
