@@ -195,6 +195,15 @@ fn restart_adopts_everything_and_cleanup_leaves_nothing() {
                 format!("{}-ingress", index("left"))
             ]
         );
+        let maps = Pins::new(&bed.bpf_dir).maps;
+        for (map, field) in [
+            ("FRONTENDS4", "generation"),
+            ("SERVICES", "port_name"),
+            ("LINKS", "addr4"),
+        ] {
+            let dump = run("bpftool", &format!("map dump pinned {}", maps.join(map).display()));
+            assert!(dump.contains(field), "bpftool names the fields of {map}: {dump}");
+        }
         drop(first);
 
         let mut second = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
@@ -334,5 +343,19 @@ fn udp_flows_leave_with_their_backend() {
         let report = datapath.apply(vec![(name, None)]);
         assert_eq!(report.flows_removed, 2);
         assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn programs_can_be_loaded_with_logging() {
+    in_namespace(|bed| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut options = bed.options(AttachMode::Auto);
+        options.log_level = BpfLogLevel::Trace;
+        let _inside = runtime.enter();
+        drop(Datapath::open(options).unwrap());
     });
 }

@@ -101,11 +101,6 @@ impl Links {
         if self.tcx { "tcx" } else { "classic" }
     }
 
-    /// Is there something to try again?
-    pub(super) fn is_pending(&self) -> bool {
-        self.pending
-    }
-
     /// Brings maps and attachments in step with the interfaces.
     pub(super) fn set_network(
         &mut self,

@@ -38,9 +38,9 @@ use self::gc::Collector;
 use self::links::Links;
 use self::loader::Loaded;
 use self::sync::{GRACE, Sync};
+use self::tables::BpfTables;
 #[cfg(test)]
 use self::tables::FamilyTables;
-use self::tables::{BpfTables, Tables};
 use crate::netlink::Network;
 use crate::plan::{ServicePortName, ServicePortPlan};
 
@@ -67,6 +67,8 @@ const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(5);
 /// How often attachments are looked after.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest time between two tries of a write that keeps failing.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
 /// The datapath of one node.
 pub struct Datapath {
@@ -78,6 +80,8 @@ pub struct Datapath {
     collectors: [Collector; 2],
     /// Flows to look at again, and when.
     sweep: Option<(Duration, Services)>,
+    /// When failed writes are tried again, and how long to wait after that.
+    retry: (Duration, Duration),
     started: Instant,
     repaired: Instant,
     collected: u64,
@@ -150,6 +154,7 @@ impl Datapath {
             links,
             collectors: Default::default(),
             sweep: None,
+            retry: (Duration::ZERO, SOON),
             started,
             repaired: started,
             collected: 0,
@@ -189,9 +194,13 @@ impl Datapath {
     pub fn tick(&mut self) -> Duration {
         let now = self.now();
         let mut report = SyncReport::default();
-        if self.sync.is_pending() {
+        if !self.sync.is_pending() {
+            self.retry = (now, SOON);
+        } else if self.retry.0 <= now {
             report = self.sync.flush(&mut self.tables, now);
             self.move_flows(&mut report, now);
+            let wait = self.retry.1;
+            self.retry = (now + wait, (wait * 2).min(LONGEST_RETRY));
         }
         if let Some((due, services)) = self.sweep.take() {
             if due <= now {
@@ -203,9 +212,13 @@ impl Datapath {
         if self.sync.has_idle() {
             sys::synchronize();
             self.sync.free_idle(&mut self.tables, now, &mut report);
+            if report.slots_freed > 0 {
+                // What did not fit may fit now.
+                self.retry = (now, SOON);
+            }
         }
         self.collect(&mut report);
-        if self.links.is_pending() || self.repaired.elapsed() >= REPAIR_INTERVAL {
+        if self.repaired.elapsed() >= REPAIR_INTERVAL {
             self.repaired = Instant::now();
             self.links.repair(&self.loaded.programs, &mut self.tables, &mut report);
             if let Some(sockets) = &mut self.sockets {
@@ -222,7 +235,6 @@ impl Datapath {
         let is_busy = self.sync.is_pending()
             || self.sync.has_idle()
             || self.sweep.is_some()
-            || self.links.is_pending()
             || self.collectors.iter().any(Collector::is_busy);
         if is_busy { SOON } else { LATER }
     }
@@ -323,6 +335,6 @@ pub(crate) fn open_tables(bpf_dir: &Path) -> Result<BpfTables, TableError> {
 }
 
 const _: () = {
-    const fn is_tables<T: Tables + Send>() {}
-    is_tables::<BpfTables>();
+    const fn can_be_owned_by_a_task<T: Send>() {}
+    can_be_owned_by_a_task::<Datapath>();
 };

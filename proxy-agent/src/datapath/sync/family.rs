@@ -226,9 +226,9 @@ impl<A: Address> FamilySync<A> {
         self.services.contains_key(name)
     }
 
-    /// Does a frontend in the kernel carry this service id?
-    pub(super) fn uses_id(&self, id: u32) -> bool {
-        self.frontends.values().any(|frontend| frontend.service == id)
+    /// Service ids that frontends in the kernel carry.
+    pub(super) fn ids_in_use(&self) -> impl Iterator<Item = u32> {
+        self.frontends.values().map(|frontend| frontend.service)
     }
 
     /// Phase 4: every pending frontend is written as a whole, which switches readers over in one step.

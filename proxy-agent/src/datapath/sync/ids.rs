@@ -116,8 +116,11 @@ impl Ids {
             .map(|id| {
                 tables.remove_service(id).map_err(|error| (id, error.to_string()))?;
                 self.retired.remove(&id);
-                self.written.remove(&id);
-                self.by_name.retain(|_, held| *held != id);
+                if let Some(name) = self.written.remove(&id).as_ref().and_then(name_of)
+                    && self.by_name.get(&name) == Some(&id)
+                {
+                    self.by_name.remove(&name);
+                }
                 Ok(())
             })
             .collect()

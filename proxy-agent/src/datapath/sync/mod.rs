@@ -10,7 +10,7 @@ mod ids;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub struct SyncReport {
     pub deleted: usize,
     /// UDP flows that lost their backend and will choose again (S141).
     pub flows_removed: usize,
+    /// Backend slots that can be used again.
+    pub slots_freed: usize,
     /// What could not be done.
     pub failed: Vec<SyncFailure>,
     /// Ids of UDP services whose frontends changed: their flows have to be looked at.
@@ -179,13 +181,16 @@ impl Sync {
     /// Frees ranges and ids that have rested for [`GRACE`]. Ids only once deletions are allowed at all.
     pub(super) fn free_idle(&mut self, tables: &mut impl Tables, now: Duration, report: &mut SyncReport) {
         let Some(before) = now.checked_sub(GRACE) else { return };
-        self.v4.ranges_mut().free_idle(before);
-        self.v6.ranges_mut().free_idle(before);
+        report.slots_freed += self.v4.ranges_mut().free_idle(before) as usize;
+        report.slots_freed += self.v6.ranges_mut().free_idle(before) as usize;
         if !self.completed {
             return;
         }
-        let (v4, v6) = (&self.v4, &self.v6);
-        for freed in self.ids.free(before, |id| v4.uses_id(id) || v6.uses_id(id), tables) {
+        if !self.ids.has_retired() {
+            return;
+        }
+        let in_use: HashSet<u32> = self.v4.ids_in_use().chain(self.v6.ids_in_use()).collect();
+        for freed in self.ids.free(before, |id| in_use.contains(&id), tables) {
             match freed {
                 Ok(()) => report.deleted += 1,
                 Err((id, error)) => report.fail(format!("service id {id}"), error),
