@@ -143,3 +143,123 @@ pub(super) fn partner<A: Address>(
     };
     Ok(tables.rewrite(&key.partner(rewrite))?.filter(undoes))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proxy_common::addr::Addr4;
+    use proxy_common::backend::Backend;
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE};
+
+    use super::*;
+    use crate::datapath::memory::MemoryTables;
+    use crate::datapath::sync::Sync;
+    use crate::plan::{Endpoints, FamilyPlan, FrontendPlan, ServicePortName, ServicePortPlan};
+
+    const VIP: Addr4 = Addr4([10, 96, 0, 1]);
+    const CLIENT: Addr4 = Addr4([10, 0, 9, 9]);
+    const PORT: Port = Port::new(53);
+
+    fn service(protocol: Protocol, selectable: &[u8], keep: &[u8]) -> Vec<(ServicePortName, Option<ServicePortPlan>)> {
+        let list = |lasts: &[u8]| {
+            let backend = |last: &u8| Backend {
+                addr: Addr4([10, 0, 0, *last]),
+                port: PORT,
+                flags: 0,
+            };
+            lasts.iter().map(backend).collect()
+        };
+        let name = ServicePortName {
+            namespace: "ns".to_owned(),
+            name: "dns".to_owned(),
+            port: String::new(),
+            protocol,
+        };
+        let v4 = FamilyPlan {
+            frontends: vec![FrontendPlan {
+                addr: VIP,
+                port: PORT,
+                flags: 0,
+            }],
+            cluster: Endpoints {
+                selectable: list(selectable),
+                keep: list(keep),
+            },
+            local: Endpoints::default(),
+            has_endpoints: true,
+        };
+        let plan = ServicePortPlan {
+            v4,
+            ..ServicePortPlan::default()
+        };
+        vec![(name, Some(plan))]
+    }
+
+    /// A masqueraded flow: four entries.
+    fn add_flow(tables: &mut MemoryTables, protocol: Protocol, backend: u8) {
+        let id = tables.v4.frontends.values().next().unwrap().service;
+        let (port, node_port) = (Port::new(4_000), Port::new(61_000));
+        let (backend, node) = (Addr4([10, 0, 0, backend]), Addr4([192, 0, 2, 1]));
+        let mut add = |key: RewriteKey<Addr4>, to: Rewrite<Addr4>, kind| {
+            let value = Rewrite {
+                kind,
+                service: id,
+                flags: if kind == KIND_REQUEST { REWRITE_MASQUERADED } else { 0 },
+                ..to
+            };
+            tables.v4.rewrites.insert(key, value);
+            key.partner(&value)
+        };
+        let key = RewriteKey::new(CLIENT, port, VIP, PORT, protocol.number(), HOOK_INGRESS);
+        let back = add(key, key.rewrite_to(CLIENT, port, backend, PORT), KIND_REQUEST);
+        add(back, back.rewrite_to(VIP, PORT, CLIENT, port), KIND_REPLY);
+        let key = RewriteKey::new(CLIENT, port, backend, PORT, protocol.number(), HOOK_EGRESS);
+        let back = add(key, key.rewrite_to(node, node_port, backend, PORT), KIND_MASQUERADE);
+        add(back, back.rewrite_to(backend, PORT, CLIENT, port), KIND_UNMASQUERADE);
+        assert_eq!(tables.v4.rewrites.len(), 4);
+    }
+
+    /// Entries left after the endpoints changed from 1 and 2 to what is given, with a flow to endpoint 1.
+    fn left(protocol: Protocol, selectable: &[u8], keep: &[u8]) -> usize {
+        let mut tables = MemoryTables::new(16);
+        let mut sync = Sync::adopt(&tables).unwrap();
+        sync.apply(&mut tables, service(protocol, &[1, 2], &[]), Duration::ZERO);
+        add_flow(&mut tables, protocol, 1);
+        let mut report = sync.apply(&mut tables, service(protocol, selectable, keep), Duration::ZERO);
+        sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+        tables.v4.rewrites.len()
+    }
+
+    #[test]
+    fn udp_flows_follow_the_endpoints() {
+        assert_eq!(left(Protocol::Udp, &[1, 3], &[]), 4, "still chosen");
+        assert_eq!(left(Protocol::Udp, &[2], &[1]), 4, "terminating but serving (S145)");
+        assert_eq!(
+            left(Protocol::Udp, &[2], &[]),
+            0,
+            "gone, with the masquerade pair (S141)"
+        );
+        assert_eq!(left(Protocol::Tcp, &[2], &[]), 4, "connections are never cut (S147)");
+        assert_eq!(left(Protocol::Sctp, &[2], &[]), 4, "connections are never cut (S147)");
+    }
+
+    #[test]
+    fn an_entry_that_now_belongs_to_another_connection_stays() {
+        let mut tables = MemoryTables::new(16);
+        let mut sync = Sync::adopt(&tables).unwrap();
+        sync.apply(&mut tables, service(Protocol::Udp, &[1], &[]), Duration::ZERO);
+        add_flow(&mut tables, Protocol::Udp, 1);
+        let reply = tables
+            .v4
+            .rewrites
+            .values_mut()
+            .find(|rewrite| rewrite.kind == KIND_REPLY)
+            .unwrap();
+        reply.src = Addr4([10, 96, 0, 99]);
+        sync.apply(&mut tables, service(Protocol::Udp, &[2], &[]), Duration::ZERO);
+        assert_eq!(sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::All).unwrap(), 1);
+        let kinds: Vec<u8> = tables.v4.rewrites.values().map(|rewrite| rewrite.kind).collect();
+        assert_eq!(kinds, [KIND_REPLY]);
+    }
+}

@@ -359,3 +359,59 @@ fn programs_can_be_loaded_with_logging() {
         drop(Datapath::open(options).unwrap());
     });
 }
+
+#[test]
+fn a_walk_in_chunks_sees_every_entry_once() {
+    in_namespace(|bed| {
+        const ENTRIES: u32 = 9_000;
+        let mut options = bed.options(AttachMode::Auto);
+        // An LRU map evicts before it is quite full.
+        options.capacities.rewrites = 4 * ENTRIES;
+        let datapath = Datapath::open(options).unwrap();
+        let map = aya::maps::MapData::from_pin(Pins::new(&bed.bpf_dir).maps.join("REWRITES4")).unwrap();
+        for number in 0..ENTRIES {
+            let client = Addr4(number.to_be_bytes());
+            let key = RewriteKey::new(client, Port::new(1), client, Port::new(2), 6, HOOK_INGRESS);
+            let value = key.rewrite_to(client, Port::new(1), client, Port::new(3));
+            sys::update(map.fd().as_fd(), &key, &value).unwrap();
+        }
+        let mut found: Vec<_> = datapath.tables.v4.rewrites.all().unwrap();
+        assert_eq!(found.len(), ENTRIES as usize);
+        found.sort_by_key(|(key, _)| *key);
+        found.dedup_by_key(|(key, _)| *key);
+        assert_eq!(found.len(), ENTRIES as usize);
+        assert!(
+            found
+                .iter()
+                .all(|(key, value)| value.src == key.src && value.dst_port == Port::new(3))
+        );
+    });
+}
+
+#[test]
+fn inspection_needs_no_agent() {
+    in_namespace(|bed| {
+        use crate::inspect::{self, Filter, Output};
+        let missing = inspect::services(&bed.bpf_dir, &Filter::default(), Output::Table).unwrap_err();
+        assert!(missing.to_string().contains("--bpf-dir"), "{missing}");
+        let (name, plan) = service();
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+        let list = || inspect::services(&bed.bpf_dir, &Filter::default(), Output::Table).unwrap();
+        let with_agent = list();
+        drop(datapath);
+        assert_eq!(list(), with_agent);
+        assert_eq!(
+            with_agent,
+            "NAMESPACE     NAME       PORT   PROTOCOL   FRONTENDS       ENDPOINTS\n\
+             kube-system   kube-dns   dns    UDP        10.96.0.10:53   2\n"
+        );
+        let details = inspect::service(&bed.bpf_dir, "kube-system", "kube-dns", Output::Table).unwrap();
+        assert!(details.contains("10.0.0.3:53   kept"), "{details}");
+        assert!(inspect::service(&bed.bpf_dir, "kube-system", "none", Output::Table).is_err());
+        assert_eq!(
+            inspect::connections(&bed.bpf_dir, &Filter::default(), Output::Json).unwrap(),
+            "[]\n"
+        );
+    });
+}

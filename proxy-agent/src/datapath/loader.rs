@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use aya::maps::MapInfo;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
@@ -27,6 +28,11 @@ use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
+
+/// How long an agent that is ending is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two looks at the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A type of the kernel contract as aya wants it.
 #[repr(transparent)]
@@ -146,18 +152,25 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     })
 }
 
-/// Takes the lock of the pin directory. The kernel releases it when the agent ends, however it ends.
+/// Takes the lock of the pin directory. The kernel releases it when the agent ends, however it ends; one that is just ending is
+/// waited for.
 pub(crate) fn lock(dir: &Path) -> Result<File, DatapathError> {
     let file = File::open(dir).map_err(DatapathError::call("opening the directory", dir.display()))?;
-    // SAFETY: no pointers; the descriptor is open.
-    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-        return Ok(file);
+    let started = Instant::now();
+    loop {
+        // SAFETY: no pointers; the descriptor is open.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(file);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(DatapathError::call("flock", dir.display())(error));
+        }
+        if started.elapsed() > LOCK_PATIENCE {
+            return Err(DatapathError::Busy(dir.to_owned()));
+        }
+        std::thread::sleep(LOCK_INTERVAL);
     }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::WouldBlock {
-        return Err(DatapathError::Busy(dir.to_owned()));
-    }
-    Err(DatapathError::call("flock", dir.display())(error))
 }
 
 /// The sizes to load with: those of `capacities`, or those that the pinned maps have already.
