@@ -180,9 +180,17 @@ mod tests {
             rewrite.last_seen = NOW - clock::ticks_of_seconds(ago);
             rewrite
         };
-        let there = entry(key.rewrite_to(client, port, backend, http), KIND_REQUEST, request);
+        let there = entry(
+            key.rewrite_to(client, port, backend, http, proxy_common::rewrite::Meta::default()),
+            KIND_REQUEST,
+            request,
+        );
         let back_key = key.partner(&there);
-        let back = entry(back_key.rewrite_to(vip, http, client, port), KIND_REPLY, reply);
+        let back = entry(
+            back_key.rewrite_to(vip, http, client, port, proxy_common::rewrite::Meta::default()),
+            KIND_REPLY,
+            reply,
+        );
         tables.v4.rewrites.extend([(key, there), (back_key, back)]);
         tables
     }
