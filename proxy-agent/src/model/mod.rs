@@ -1,1 +1,110 @@
-//! model
+//! The cluster as the proxy sees it: our own Service, EndpointSlice and Node, reduced to the fields that forwarding depends on,
+//! and [`ClusterState`], which holds them and knows what changed.
+//!
+//! `source` makes these values and sends them as [`Change`]s; `plan` reads them. Nothing here knows of kube, aya or tokio, and
+//! everything here has been validated: addresses are addresses, ports are ports, and what was malformed is not here (S19).
+
+pub mod address;
+#[cfg(test)]
+pub(crate) mod fixtures;
+pub mod slice;
+pub mod state;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
+
+pub use slice::{Endpoint, EndpointSlice, Family, SliceEndpoints, SlicePort};
+pub use state::{ClusterState, PendingChanges};
+
+/// Namespace and name of an object. Cheap to clone: the same name stands in several tables.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ObjectName {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl ObjectName {
+    /// The name from its two parts.
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl std::fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A Service that is to be proxied. Those that S1, S2, S5 and S6 tell us to ignore never become one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Namespace and name.
+    pub name: ObjectName,
+    /// The cluster IP of the IPv4 data plane (S16); `None`: the service does not exist there.
+    pub cluster_ip4: Option<Addr4>,
+    /// The same for IPv6.
+    pub cluster_ip6: Option<Addr6>,
+    /// Ports, in the order of the object.
+    pub ports: Vec<ServicePort>,
+    /// `internalTrafficPolicy: Local` (S57).
+    pub internal_local: bool,
+    /// Session affinity timeout in seconds, 0 for none (S132).
+    pub affinity_seconds: u32,
+    /// Creation time in seconds since 1970, for the precedence of S37.
+    pub created: i64,
+}
+
+/// One port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// Name, empty for an unnamed one.
+    pub name: Box<str>,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The port that clients dial.
+    pub port: Port,
+}
+
+impl Service {
+    /// The cluster IP of one family.
+    pub fn cluster_ip<A: Address>(&self) -> Option<A> {
+        let ip = match A::FAMILY {
+            4 => self.cluster_ip4.map(Into::into),
+            _ => self.cluster_ip6.map(Into::into),
+        };
+        ip.and_then(A::from_ip)
+    }
+}
+
+/// The own Node, as far as it matters.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Node {
+    /// Label `topology.kubernetes.io/zone` (S70).
+    pub zone: Option<Box<str>>,
+    /// The node is about to go away (S175): load balancers should look elsewhere.
+    pub leaving: bool,
+}
+
+/// One thing that happened to the cluster.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Change {
+    /// The first list of Services, or a new full one: whatever is not in it is gone.
+    Services(Vec<Service>),
+    /// The same for EndpointSlices.
+    Slices(Vec<EndpointSlice>),
+    /// A Service as it is now; `None` if it was deleted or is to be ignored from now on (S4, S7).
+    Service(ObjectName, Option<Service>),
+    /// An EndpointSlice as it is now; `None` if it was deleted or is to be ignored from now on. With it, when the change that led
+    /// to it was made (S188).
+    Slice(ObjectName, Option<EndpointSlice>, Option<SystemTime>),
+    /// The own Node as it is now. `None`: there is none.
+    Node(Option<Node>),
+}

@@ -3,10 +3,68 @@
 //! Planning is a pure function of the model, without clock or I/O, run for one Service at a time. `datapath::sync` takes the
 //! plans of the services that changed and writes the difference.
 
+pub mod categorize;
+pub mod frontends;
+pub mod topology;
+pub mod trace;
+
 use std::fmt;
 
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::backend::Backend;
+
+use crate::model::state::service_port_name;
+use crate::model::{EndpointSlice, Family, Service, ServicePort};
+
+/// What planning needs to know of this node, beside what the endpoints already say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NodeContext {
+    /// Its zone (S70).
+    pub zone: Option<Box<str>>,
+}
+
+/// Plans every port of a service from the slices attached to it, in whatever order they come. A port without any address to dial
+/// is not planned.
+pub fn plan_service<'a>(
+    service: &Service,
+    slices: impl Iterator<Item = &'a EndpointSlice> + Clone,
+    node: &NodeContext,
+) -> Vec<(ServicePortName, ServicePortPlan)> {
+    let mut plans = Vec::with_capacity(service.ports.len());
+    for port in &service.ports {
+        let plan = ServicePortPlan {
+            v4: plan_family(service, port, slices.clone(), node),
+            v6: plan_family(service, port, slices.clone(), node),
+            affinity_seconds: service.affinity_seconds,
+            created: service.created,
+        };
+        if plan.v4.frontends.is_empty() && plan.v6.frontends.is_empty() {
+            continue;
+        }
+        plans.push((service_port_name(&service.name, &port.name, port.protocol), plan));
+    }
+    plans
+}
+
+fn plan_family<'a, A: Family>(
+    service: &Service,
+    port: &ServicePort,
+    slices: impl Iterator<Item = &'a EndpointSlice>,
+    node: &NodeContext,
+) -> FamilyPlan<A> {
+    let frontends = frontends::frontends(service, port);
+    if frontends.is_empty() {
+        return FamilyPlan::default();
+    }
+    let candidates = categorize::candidates(port, slices);
+    let sets = categorize::categorize(&candidates, node, frontends::uses_local(&frontends));
+    FamilyPlan {
+        frontends,
+        cluster: sets.cluster,
+        local: sets.local,
+        has_endpoints: sets.has_endpoints,
+    }
+}
 
 /// (namespace/name, port name, protocol): what the rules call a service port. It owns one service id in the kernel.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -92,3 +150,8 @@ impl<A> Default for Endpoints<A> {
         }
     }
 }
+
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Steps of changes, and which service ports are handed out after each.
+
+use super::*;
+use crate::model::fixtures::{READY, object, service, slice};
+
+const TCP80: &str = "http:80/TCP";
+
+impl ClusterState {
+    /// Is there anything left of this service?
+    pub(crate) fn remembers(&self, name: &ObjectName) -> bool {
+        self.services.contains_key(name)
+    }
+
+    fn taken(&mut self) -> Vec<String> {
+        let describe = |(name, plan): (ServicePortName, Option<ServicePortPlan>)| match plan {
+            Some(plan) => format!("{name} {}", plan.v4.cluster.selectable.len()),
+            None => format!("{name} gone"),
+        };
+        self.take_changes().into_iter().map(describe).collect()
+    }
+
+    fn put_service(&mut self, service: Service) {
+        self.apply(Change::Service(service.name.clone(), Some(service)));
+    }
+
+    fn put_slice(&mut self, slice: EndpointSlice) {
+        self.apply(Change::Slice(slice.name.clone(), Some(slice), None));
+    }
+}
+
+fn listed() -> ClusterState {
+    let mut state = ClusterState::default();
+    state.apply(Change::Services(Vec::new()));
+    state.apply(Change::Slices(Vec::new()));
+    state.apply(Change::Node(None));
+    state
+}
+
+fn web() -> Service {
+    service("web", &["10.96.0.10"], &[TCP80])
+}
+
+fn web_slice(name: &str, owner: &str) -> EndpointSlice {
+    slice(name, owner, &[TCP80], &[("10.0.0.1", READY)])
+}
+
+#[test]
+fn nothing_before_every_kind_is_listed() {
+    let mut state = ClusterState::default();
+    state.apply(Change::Services(vec![web()]));
+    assert!(state.take_changes().is_empty());
+    state.apply(Change::Slices(vec![web_slice("a", "web")]));
+    assert!(state.take_changes().is_empty() && !state.is_complete() && !state.has_changes());
+    state.apply(Change::Node(None));
+    assert!(state.is_complete() && state.has_changes());
+    assert_eq!(state.taken(), ["default/web:http/TCP 1"], "S160");
+}
+
+#[test]
+fn slices_before_their_service() {
+    let mut state = listed();
+    state.put_slice(web_slice("a", "web"));
+    assert!(state.taken().is_empty());
+    state.put_service(web());
+    assert_eq!(state.taken(), ["default/web:http/TCP 1"], "S12");
+    state.apply(Change::Service(object("web"), None));
+    assert_eq!(state.taken(), ["default/web:http/TCP gone"]);
+    state.apply(Change::Slice(object("a"), None, None));
+    assert!(state.taken().is_empty());
+    assert!(!state.remembers(&object("web")), "S12: no residue");
+}
+
+#[test]
+fn a_relabelled_slice_moves() {
+    let mut state = listed();
+    state.put_service(web());
+    state.put_service(service("api", &["10.96.0.11"], &[TCP80]));
+    state.put_slice(web_slice("a", "web"));
+    assert_eq!(state.taken(), ["default/api:http/TCP 0", "default/web:http/TCP 1"]);
+    state.put_slice(web_slice("a", "api"));
+    assert_eq!(
+        state.taken(),
+        ["default/api:http/TCP 1", "default/web:http/TCP 0"],
+        "S13"
+    );
+    state.apply(Change::Slice(object("a"), None, None));
+    assert_eq!(state.taken(), ["default/api:http/TCP 0"]);
+}
+
+#[test]
+fn only_what_changed_is_planned() {
+    let mut state = listed();
+    state.put_service(web());
+    state.put_service(service("api", &["10.96.0.11"], &[TCP80]));
+    state.taken();
+    state.put_slice(web_slice("a", "web"));
+    assert_eq!(state.taken(), ["default/web:http/TCP 1"], "S166");
+    state.put_slice(web_slice("a", "web"));
+    state.put_service(web());
+    assert!(state.taken().is_empty(), "the same again is no change");
+    state.apply(Change::Slices(vec![web_slice("b", "web")]));
+    assert_eq!(
+        state.taken(),
+        ["default/web:http/TCP 1"],
+        "a full list that names another slice"
+    );
+    state.apply(Change::Services(vec![web()]));
+    assert_eq!(
+        state.taken(),
+        ["default/api:http/TCP gone"],
+        "absent from a full list: deleted"
+    );
+}
+
+#[test]
+fn a_removed_port_is_withdrawn() {
+    let mut state = listed();
+    state.put_service(service("web", &["10.96.0.10"], &[TCP80, "old:81/TCP"]));
+    state.taken();
+    state.put_service(service("web", &["10.96.0.10"], &[TCP80, "new:81/TCP"]));
+    let expected = [
+        "default/web:old/TCP gone",
+        "default/web:http/TCP 0",
+        "default/web:new/TCP 0",
+    ];
+    assert_eq!(state.taken(), expected, "S32, S35: the old owner goes first");
+}
+
+#[test]
+fn a_new_zone_replans_all_and_other_news_of_the_node_nothing() {
+    let node = |zone: &str, leaving| {
+        Change::Node(Some(Node {
+            zone: Some(zone.into()),
+            leaving,
+        }))
+    };
+    let mut state = listed();
+    state.put_service(web());
+    state.taken();
+    state.apply(node("x", false));
+    assert_eq!(state.taken(), ["default/web:http/TCP 0"], "S71");
+    state.apply(node("x", true));
+    assert!(state.taken().is_empty());
+    assert!(state.node().is_some_and(|node| node.leaving));
+}
+
+#[test]
+fn changes_are_counted_by_family() {
+    let mut state = listed();
+    state.put_service(web());
+    state.put_service(web());
+    state.put_slice(slice("six", "web", &[TCP80], &[("fd00::1", READY)]));
+    let made = SystemTime::UNIX_EPOCH;
+    state.apply(Change::Slice(object("a"), Some(web_slice("a", "web")), Some(made)));
+    let pending = state.take_pending();
+    assert_eq!((pending.services, pending.endpoints), ([1, 0], [1, 1]));
+    assert_eq!(pending.triggers, [(false, made)], "S188");
+    assert_eq!(state.take_pending(), PendingChanges::default());
+}

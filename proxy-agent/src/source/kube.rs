@@ -1,0 +1,261 @@
+//! Watches Services, EndpointSlices and the own Node in an API server (S14). Each kind has its own task and its own watch; a full
+//! list replaces the kind as a whole. Without an API server nothing is said, so the last state stands, however long (S161).
+
+use std::path::Path;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::StreamExt;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Config};
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::convert::{Converter, trigger_time};
+use super::{Event, objects};
+use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
+
+/// A server that takes longer to accept a connection is tried again.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A server that knows streaming lists sends the next object, or the mark of the end, sooner than this.
+const STREAMING_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Why the API server cannot be watched at all.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// The file given with `--kubeconfig` is unusable.
+    #[error("--kubeconfig {path}: {source}; give a kubeconfig file with a current context")]
+    Kubeconfig {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        source: kube::config::KubeconfigError,
+    },
+    /// We are not in a pod.
+    #[error("neither --kubeconfig nor --manifests is given, and this is not a pod: {0}")]
+    InCluster(#[from] kube::config::InClusterError),
+    /// The client cannot be made.
+    #[error("no client for the API server could be made: {0}")]
+    Client(#[from] kube::Error),
+}
+
+/// A client for the file, or for the service account of this pod. In a pod the address is taken from `KUBERNETES_SERVICE_HOST` and
+/// `KUBERNETES_SERVICE_PORT`; set them in the pod's manifest to an address that does not need this proxy (S192).
+pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubeError> {
+    let mut config = match kubeconfig {
+        Some(path) => read_kubeconfig(path).await.map_err(|source| KubeError::Kubeconfig {
+            path: path.display().to_string(),
+            source,
+        })?,
+        None => Config::incluster()?,
+    };
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    Ok(Client::try_from(config)?)
+}
+
+async fn read_kubeconfig(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
+    Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
+}
+
+/// Watches for ever; returns only when nobody listens any more.
+pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Event>) {
+    let own_node = format!("metadata.name={node_name}");
+    let mut tasks = JoinSet::new();
+    let all = watcher::Config::default;
+    let services: Api<objects::Service> = Api::all(client.clone());
+    let slices: Api<objects::EndpointSlice> = Api::all(client.clone());
+    let nodes: Api<objects::Node> = Api::all(client);
+    tasks.spawn(follow(
+        services,
+        all(),
+        Converter::new(node_name.clone()),
+        events.clone(),
+    ));
+    tasks.spawn(follow(slices, all(), Converter::new(node_name.clone()), events.clone()));
+    tasks.spawn(follow(
+        nodes,
+        all().fields(&own_node),
+        Converter::new(node_name),
+        events,
+    ));
+    while tasks.join_next().await.is_some() {}
+}
+
+/// A kind that is watched: what becomes of an object, and how it is told.
+trait Watched:
+    kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static
+{
+    type Model: Send + 'static;
+    fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<Self::Model>;
+    fn list(models: Vec<Self::Model>) -> Change;
+    fn one(name: ObjectName, model: Option<Self::Model>, trigger: Option<SystemTime>) -> Change;
+}
+
+impl Watched for objects::Service {
+    type Model = Service;
+
+    fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<Service> {
+        converter.service(name, self)
+    }
+
+    fn list(models: Vec<Service>) -> Change {
+        Change::Services(models)
+    }
+
+    fn one(name: ObjectName, model: Option<Service>, _: Option<SystemTime>) -> Change {
+        Change::Service(name, model)
+    }
+}
+
+impl Watched for objects::EndpointSlice {
+    type Model = EndpointSlice;
+
+    fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<EndpointSlice> {
+        converter.slice(name, self)
+    }
+
+    fn list(models: Vec<EndpointSlice>) -> Change {
+        Change::Slices(models)
+    }
+
+    fn one(name: ObjectName, model: Option<EndpointSlice>, trigger: Option<SystemTime>) -> Change {
+        Change::Slice(name, model, trigger)
+    }
+}
+
+impl Watched for objects::Node {
+    type Model = Node;
+
+    fn convert(&self, _: &ObjectName, converter: &mut Converter) -> Option<Node> {
+        converter.node(self)
+    }
+
+    fn list(mut models: Vec<Node>) -> Change {
+        Change::Node(models.pop())
+    }
+
+    fn one(_: ObjectName, model: Option<Node>, _: Option<SystemTime>) -> Change {
+        Change::Node(model)
+    }
+}
+
+/// Follows one kind: streaming lists if the server has them, plain ones if not.
+async fn follow<K: Watched>(api: Api<K>, config: watcher::Config, converter: Converter, events: mpsc::Sender<Event>) {
+    let mut watch = Watch {
+        converter,
+        events,
+        listing: None,
+        kind: K::kind(&()).into_owned(),
+    };
+    if watch
+        .run(&api, config.clone().streaming_lists(), Some(STREAMING_PATIENCE))
+        .await
+        == End::NoStreaming
+    {
+        tracing::info!(
+            kind = watch.kind,
+            "the API server has no streaming lists, using plain ones"
+        );
+        watch.run(&api, config, None).await;
+    }
+}
+
+/// One kind's watch.
+struct Watch<K: Watched> {
+    converter: Converter,
+    events: mpsc::Sender<Event>,
+    /// Objects of a list that is not complete yet.
+    listing: Option<Vec<K::Model>>,
+    kind: String,
+}
+
+#[derive(PartialEq, Eq)]
+enum End {
+    NoStreaming,
+    NobodyListens,
+}
+
+impl<K: Watched> Watch<K> {
+    async fn run(&mut self, api: &Api<K>, config: watcher::Config, patience: Option<Duration>) -> End {
+        let mut stream = pin!(watcher(api.clone(), config).default_backoff());
+        loop {
+            let next = match patience.filter(|_| self.listing.is_some()) {
+                Some(patience) => match tokio::time::timeout(patience, stream.next()).await {
+                    Ok(next) => next,
+                    // Before 1.27 a server ignores the request for a streaming list and never marks its end.
+                    Err(_) => return End::NoStreaming,
+                },
+                None => stream.next().await,
+            };
+            let sent = match next {
+                Some(Ok(event)) => self.handle(event).await,
+                Some(Err(error)) if patience.is_some() && refuses_streaming(&error) => return End::NoStreaming,
+                Some(Err(error)) => {
+                    tracing::warn!(kind = self.kind, %error, "watch interrupted, the last state stands");
+                    Ok(())
+                }
+                None => return End::NobodyListens,
+            };
+            if sent.is_err() {
+                return End::NobodyListens;
+            }
+        }
+    }
+
+    async fn handle(&mut self, event: watcher::Event<K>) -> Result<(), mpsc::error::SendError<Event>> {
+        match event {
+            watcher::Event::Init => self.listing = Some(Vec::new()),
+            watcher::Event::InitApply(object) => {
+                let model = self.convert(&object).await?;
+                if let Some(listing) = &mut self.listing {
+                    listing.extend(model);
+                }
+            }
+            watcher::Event::InitDone => {
+                let models = self.listing.take().unwrap_or_default();
+                tracing::info!(kind = self.kind, objects = models.len(), "listed");
+                self.events.send(Event::Change(K::list(models))).await?;
+            }
+            watcher::Event::Apply(object) => {
+                let model = self.convert(&object).await?;
+                let change = K::one(object_name(&object), model, trigger_time(object.meta()));
+                self.events.send(Event::Change(change)).await?;
+            }
+            watcher::Event::Delete(object) => {
+                self.events
+                    .send(Event::Change(K::one(object_name(&object), None, None)))
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn convert(&mut self, object: &K) -> Result<Option<K::Model>, mpsc::error::SendError<Event>> {
+        let model = object.convert(&object_name(object), &mut self.converter);
+        for warning in self.converter.take_warnings() {
+            self.events.send(Event::Warning(warning)).await?;
+        }
+        Ok(model)
+    }
+}
+
+fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
+    let meta = object.meta();
+    let text = |part: &Option<String>| Arc::from(part.as_deref().unwrap_or_default());
+    ObjectName {
+        namespace: text(&meta.namespace),
+        name: text(&meta.name),
+    }
+}
+
+/// From 1.27 on, a server where the feature is off says that the request is invalid.
+fn refuses_streaming(error: &watcher::Error) -> bool {
+    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else {
+        return false;
+    };
+    matches!(status.code, 400 | 422)
+}
