@@ -150,7 +150,7 @@ mod tests {
 
     use proxy_common::addr::Addr4;
     use proxy_common::backend::Backend;
-    use proxy_common::rewrite::{HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE};
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE, Meta};
 
     use super::*;
     use crate::datapath::memory::MemoryTables;
@@ -212,11 +212,27 @@ mod tests {
             key.partner(&value)
         };
         let key = RewriteKey::new(CLIENT, port, VIP, PORT, protocol.number(), HOOK_INGRESS);
-        let back = add(key, key.rewrite_to(CLIENT, port, backend, PORT), KIND_REQUEST);
-        add(back, back.rewrite_to(VIP, PORT, CLIENT, port), KIND_REPLY);
+        let back = add(
+            key,
+            key.rewrite_to(CLIENT, port, backend, PORT, Meta::default()),
+            KIND_REQUEST,
+        );
+        add(
+            back,
+            back.rewrite_to(VIP, PORT, CLIENT, port, Meta::default()),
+            KIND_REPLY,
+        );
         let key = RewriteKey::new(CLIENT, port, backend, PORT, protocol.number(), HOOK_EGRESS);
-        let back = add(key, key.rewrite_to(node, node_port, backend, PORT), KIND_MASQUERADE);
-        add(back, back.rewrite_to(backend, PORT, CLIENT, port), KIND_UNMASQUERADE);
+        let back = add(
+            key,
+            key.rewrite_to(node, node_port, backend, PORT, Meta::default()),
+            KIND_MASQUERADE,
+        );
+        add(
+            back,
+            back.rewrite_to(backend, PORT, CLIENT, port, Meta::default()),
+            KIND_UNMASQUERADE,
+        );
         assert_eq!(tables.v4.rewrites.len(), 4);
     }
 

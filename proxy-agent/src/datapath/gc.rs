@@ -161,7 +161,7 @@ fn timeout(pair: &Pair) -> u32 {
 #[cfg(test)]
 mod tests {
     use proxy_common::addr::{Addr4, Port};
-    use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, RewriteKey};
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, Meta, RewriteKey};
 
     use super::*;
     use crate::datapath::memory::MemoryTables;
@@ -180,9 +180,17 @@ mod tests {
             rewrite.last_seen = NOW - clock::ticks_of_seconds(ago);
             rewrite
         };
-        let there = entry(key.rewrite_to(client, port, backend, http), KIND_REQUEST, request);
+        let there = entry(
+            key.rewrite_to(client, port, backend, http, Meta::default()),
+            KIND_REQUEST,
+            request,
+        );
         let back_key = key.partner(&there);
-        let back = entry(back_key.rewrite_to(vip, http, client, port), KIND_REPLY, reply);
+        let back = entry(
+            back_key.rewrite_to(vip, http, client, port, Meta::default()),
+            KIND_REPLY,
+            reply,
+        );
         tables.v4.rewrites.extend([(key, there), (back_key, back)]);
         tables
     }

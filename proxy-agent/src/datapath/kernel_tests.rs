@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proxy_common::addr::{Addr4, Port, Protocol};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::FrontendKey;
-use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, RewriteKey};
+use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, Meta, RewriteKey};
 
 use super::*;
 use crate::netlink::{LinkAddress, LinkInfo};
@@ -322,10 +322,10 @@ fn udp_flows_leave_with_their_backend() {
                 17,
                 HOOK_INGRESS,
             );
-            let mut there = key.rewrite_to(client, key.src_port, Addr4([10, 0, 0, last]), vip.port);
+            let mut there = key.rewrite_to(client, key.src_port, Addr4([10, 0, 0, last]), vip.port, Meta::default());
             (there.kind, there.service) = (KIND_REQUEST, id);
             let back_key = key.partner(&there);
-            let mut back = back_key.rewrite_to(vip.addr, vip.port, client, key.src_port);
+            let mut back = back_key.rewrite_to(vip.addr, vip.port, client, key.src_port, Meta::default());
             (back.kind, back.service) = (KIND_REPLY, id);
             let map = aya::maps::MapData::from_pin(Pins::new(&bed.bpf_dir).maps.join("REWRITES4")).unwrap();
             sys::update(map.fd().as_fd(), &key, &there).unwrap();
@@ -372,7 +372,7 @@ fn a_walk_in_chunks_sees_every_entry_once() {
         for number in 0..ENTRIES {
             let client = Addr4(number.to_be_bytes());
             let key = RewriteKey::new(client, Port::new(1), client, Port::new(2), 6, HOOK_INGRESS);
-            let value = key.rewrite_to(client, Port::new(1), client, Port::new(3));
+            let value = key.rewrite_to(client, Port::new(1), client, Port::new(3), Meta::default());
             sys::update(map.fd().as_fd(), &key, &value).unwrap();
         }
         let mut found: Vec<_> = datapath.tables.v4.rewrites.all().unwrap();

@@ -314,7 +314,7 @@ fn state(request: u32, reply: u32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::rewrite::{KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE};
+    use proxy_common::rewrite::{KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE, Meta};
 
     use super::*;
 
@@ -332,16 +332,25 @@ mod tests {
             rewrite
         };
         let key = RewriteKey::new(client, port, vip, http, 6, HOOK_INGRESS);
-        let request = entry(key.rewrite_to(client, port, backend, http), KIND_REQUEST);
+        let request = entry(
+            key.rewrite_to(client, port, backend, http, Meta::default()),
+            KIND_REQUEST,
+        );
         let back_key = key.partner(&request);
-        let reply = entry(back_key.rewrite_to(vip, http, client, port), KIND_REPLY);
+        let reply = entry(
+            back_key.rewrite_to(vip, http, client, port, Meta::default()),
+            KIND_REPLY,
+        );
         let out_key = RewriteKey::new(client, port, backend, http, 6, HOOK_EGRESS);
         let out = entry(
-            out_key.rewrite_to(node, Port::new(61_000), backend, http),
+            out_key.rewrite_to(node, Port::new(61_000), backend, http, Meta::default()),
             KIND_MASQUERADE,
         );
         let in_key = out_key.partner(&out);
-        let inward = entry(in_key.rewrite_to(backend, http, client, port), KIND_UNMASQUERADE);
+        let inward = entry(
+            in_key.rewrite_to(backend, http, client, port, Meta::default()),
+            KIND_UNMASQUERADE,
+        );
         let entries = [(in_key, inward), (key, request), (out_key, out), (back_key, reply)];
         let rows = join(&entries, &Names(HashMap::new()), 100);
         assert_eq!(
