@@ -415,3 +415,55 @@ fn inspection_needs_no_agent() {
         );
     });
 }
+
+#[test]
+fn an_interface_index_that_was_reused_is_attached() {
+    for mode in [AttachMode::Tcx, AttachMode::Classic] {
+        in_namespace(move |bed| {
+            let mut datapath = Datapath::open(bed.options(mode)).unwrap();
+            assert_ok(&datapath.set_network(&network()));
+            let before = index("left");
+            ip("link del left");
+            ip(&format!("link add left index {before} type veth peer name right"));
+            assert_ok(&datapath.set_network(&network()));
+            assert!(datapath.links.is_intact(before));
+        });
+    }
+}
+
+/// The socket programs find the service, and the application sees the address it dialled.
+#[test]
+fn a_process_in_the_cgroup_reaches_a_service() {
+    in_namespace(|bed| {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap_or_else(|_| {
+            ip("link set left up");
+            ip("link set right up");
+            std::net::TcpListener::bind("192.0.2.1:0").unwrap()
+        });
+        ip("link set left up");
+        ip("route add default via 192.0.2.2");
+        let (mut name, mut plan) = service();
+        name.protocol = Protocol::Tcp;
+        plan.v4.cluster.selectable = vec![Backend {
+            addr: Addr4([192, 0, 2, 1]),
+            port: Port::new(listener.local_addr().unwrap().port()),
+            flags: 0,
+        }];
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+        assert_ok(&datapath.set_network(&network()));
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/10.96.0.10/53; echo hello >&3",
+            bed.cgroup.display()
+        );
+        let status = Command::new("timeout")
+            .args(["5", "bash", "-c", &script])
+            .status()
+            .unwrap();
+        assert!(status.success(), "the process could not connect to the service");
+        let mut text = String::new();
+        listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+    });
+}

@@ -155,7 +155,8 @@ impl Links {
         }
     }
 
-    fn is_intact(&mut self, ifindex: u32) -> bool {
+    /// Are both programs where we put them?
+    pub(super) fn is_intact(&mut self, ifindex: u32) -> bool {
         let Some(attached) = self.attached.get(&ifindex) else {
             return true;
         };
@@ -178,7 +179,8 @@ impl Links {
 
     fn attach(&mut self, ifindex: u32, info: &LinkInfo, programs: &Programs) -> io::Result<()> {
         let known = self.attached.get(&ifindex);
-        if known.is_some_and(|known| known.ethernet == info.has_ethernet) {
+        // An index may have gone to another interface between two pictures of the network: then the links are gone as well.
+        if known.is_some_and(|known| known.ethernet == info.has_ethernet) && self.is_intact(ifindex) {
             return Ok(());
         }
         let names = if info.has_ethernet {

@@ -64,7 +64,7 @@ const SERVICES_SETTING: &str = "--services-capacity";
 /// Next tick while something is under way.
 const SOON: Duration = Duration::from_secs(1);
 /// Next tick otherwise.
-const LATER: Duration = Duration::from_secs(5);
+const LATER: Duration = Duration::from_secs(2);
 /// How often attachments are looked after.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest time between two tries of a write that keeps failing.
