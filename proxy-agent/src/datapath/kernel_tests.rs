@@ -436,11 +436,7 @@ fn an_interface_index_that_was_reused_is_attached() {
 fn a_process_in_the_cgroup_reaches_a_service() {
     in_namespace(|bed| {
         use std::io::Read;
-        let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap_or_else(|_| {
-            ip("link set left up");
-            ip("link set right up");
-            std::net::TcpListener::bind("192.0.2.1:0").unwrap()
-        });
+        let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
         ip("link set left up");
         ip("route add default via 192.0.2.2");
         let (mut name, mut plan) = service();
@@ -466,4 +462,53 @@ fn a_process_in_the_cgroup_reaches_a_service() {
         listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello\n");
     });
+}
+
+/// A pod behind an interface reaches a service in both modes, and the endpoint sees the pod's own address (S119).
+#[test]
+fn a_pod_reaches_a_service_in_both_modes() {
+    for mode in [AttachMode::Tcx, AttachMode::Classic] {
+        in_namespace(move |bed| {
+            let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
+            let (mut name, mut plan) = service();
+            name.protocol = Protocol::Tcp;
+            plan.v4.cluster.selectable = vec![Backend {
+                addr: Addr4([192, 0, 2, 1]),
+                port: Port::new(listener.local_addr().unwrap().port()),
+                flags: 0,
+            }];
+            let mut datapath = Datapath::open(bed.options(mode)).unwrap();
+            assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+            assert_ok(&datapath.set_network(&network()));
+            let (tell, told) = std::sync::mpsc::channel();
+            let (go, gone) = std::sync::mpsc::channel();
+            let pod = std::thread::spawn(move || {
+                // SAFETY: no pointers; only this thread is affected.
+                assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+                // SAFETY: no arguments, never fails.
+                tell.send(unsafe { libc::gettid() }).unwrap();
+                gone.recv().unwrap();
+                ip("address add 10.0.9.2/24 dev right");
+                ip("link set right up");
+                ip("route add default via 10.0.9.1");
+                let vip = "10.96.0.10:53".parse().unwrap();
+                let stream = std::net::TcpStream::connect_timeout(&vip, Duration::from_secs(5)).unwrap();
+                stream.peer_addr().unwrap()
+            });
+            ip(&format!("link set right netns {}", told.recv().unwrap()));
+            ip("address add 10.0.9.1/24 dev left");
+            ip("link set left up");
+            go.send(()).unwrap();
+            let dialled = pod.join().expect("the pod connects");
+            assert_eq!(dialled.to_string(), "10.96.0.10:53");
+            assert_eq!(listener.accept().unwrap().1.ip().to_string(), "10.0.9.2");
+            let rows = crate::inspect::connection_rows(&bed.bpf_dir, &crate::inspect::Filter::default()).unwrap();
+            assert_eq!(rows.len(), 1);
+            assert_eq!(
+                (rows[0].service.as_str(), rows[0].client.ip().to_string().as_str()),
+                ("kube-dns", "10.0.9.2")
+            );
+            assert_ne!(rows[0].state, "unanswered");
+        });
+    }
 }
