@@ -96,6 +96,11 @@ impl Links {
         self.attached.len() * DIRECTIONS.len()
     }
 
+    /// Entries of `LINKS`, `NODE_ADDRS4` and `NODE_ADDRS6`.
+    pub(super) fn entries(&self) -> [u64; 3] {
+        [self.links.len(), self.node_addrs4.len(), self.node_addrs6.len()].map(|entries| entries as u64)
+    }
+
     /// `tcx` or `classic`.
     pub(super) fn mode(&self) -> &'static str {
         if self.tcx { "tcx" } else { "classic" }
