@@ -6,6 +6,7 @@
 //! wires the tasks together, `inspect` reads pinned maps for people. `model` and `plan` know nothing of kube, aya or tokio.
 
 pub mod cli;
+pub mod config;
 pub mod datapath;
 pub mod health;
 pub mod inspect;

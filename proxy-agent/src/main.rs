@@ -1,3 +1,7 @@
 //! The `proxy-agent` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    proxy_agent::cli::main()
+}

@@ -1,1 +1,360 @@
-//! metrics
+//! Numbers for Prometheus: kube-proxy's names where they mean the same (section S), our own under `ebpf_proxy_`. `run` reports into
+//! [`Metrics`]; what only the datapath knows is asked of its owner when somebody looks.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::datapath::Stats;
+use crate::model::PendingChanges;
+use crate::source::Warning;
+
+/// How the owner of the datapath is asked for its numbers.
+pub type StatsRequest = oneshot::Sender<Stats>;
+/// An owner that is busy for longer leaves the numbers as they were.
+const STATS_PATIENCE: Duration = Duration::from_secs(1);
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels = Vec<(&'static str, String)>;
+type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// All metrics of an agent.
+pub struct Metrics {
+    registry: Registry,
+    started: SystemTime,
+    stats: mpsc::Sender<StatsRequest>,
+    sync_duration: Histograms,
+    last_sync: Family<Labels, Seconds>,
+    last_queued: Family<Labels, Seconds>,
+    programming: Histograms,
+    endpoint_changes: Family<Labels, Counter>,
+    endpoint_pending: Family<Labels, Gauge>,
+    service_changes: Family<Labels, Counter>,
+    service_pending: Family<Labels, Gauge>,
+    healthz: Family<Labels, Counter>,
+    livez: Family<Labels, Counter>,
+    bad_objects: Family<Labels, Counter>,
+    failures: Counter,
+    map_entries: Family<Labels, Gauge>,
+    map_capacity: Family<Labels, Gauge>,
+    reasons: Family<Labels, Counter>,
+    programs: Family<Labels, Gauge>,
+    collected: Counter,
+    flows_removed: Counter,
+}
+
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Registers everything. `stats` leads to the owner of the datapath.
+    pub fn new(stats: mpsc::Sender<StatsRequest>) -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            started: SystemTime::now(),
+            stats,
+            sync_duration: Histograms::new_with_constructor(sync_buckets),
+            last_sync: Family::default(),
+            last_queued: Family::default(),
+            programming: Histograms::new_with_constructor(programming_buckets),
+            endpoint_changes: Family::default(),
+            endpoint_pending: Family::default(),
+            service_changes: Family::default(),
+            service_pending: Family::default(),
+            healthz: Family::default(),
+            livez: Family::default(),
+            bad_objects: Family::default(),
+            failures: Counter::default(),
+            map_entries: Family::default(),
+            map_capacity: Family::default(),
+            reasons: Family::default(),
+            programs: Family::default(),
+            collected: Counter::default(),
+            flows_removed: Counter::default(),
+        };
+        metrics.register_common();
+        metrics.register_own();
+        metrics
+    }
+
+    /// kube-proxy's names; the library adds `_total` to counters.
+    fn register_common(&mut self) {
+        let common = self.registry.sub_registry_with_prefix("kubeproxy");
+        common.register(
+            "sync_proxy_rules_duration_seconds",
+            "Time taken to apply changes",
+            self.sync_duration.clone(),
+        );
+        common.register(
+            "sync_proxy_rules_last_timestamp_seconds",
+            "When changes were last applied",
+            self.last_sync.clone(),
+        );
+        let help = "When a change last came in";
+        common.register(
+            "sync_proxy_rules_last_queued_timestamp_seconds",
+            help,
+            self.last_queued.clone(),
+        );
+        let help = "From the change of an endpoint to its effect on this node";
+        common.register("network_programming_duration_seconds", help, self.programming.clone());
+        common.register(
+            "sync_proxy_rules_endpoint_changes",
+            "Changes of EndpointSlices",
+            self.endpoint_changes.clone(),
+        );
+        let help = "Changes of EndpointSlices not applied yet";
+        common.register(
+            "sync_proxy_rules_endpoint_changes_pending",
+            help,
+            self.endpoint_pending.clone(),
+        );
+        common.register(
+            "sync_proxy_rules_service_changes",
+            "Changes of Services",
+            self.service_changes.clone(),
+        );
+        let help = "Changes of Services not applied yet";
+        common.register(
+            "sync_proxy_rules_service_changes_pending",
+            help,
+            self.service_pending.clone(),
+        );
+        common.register(
+            "proxy_healthz",
+            "Answers of /healthz by status code",
+            self.healthz.clone(),
+        );
+        common.register("proxy_livez", "Answers of /livez by status code", self.livez.clone());
+    }
+
+    fn register_own(&mut self) {
+        let own = self.registry.sub_registry_with_prefix("ebpf_proxy");
+        own.register(
+            "bad_objects",
+            "Parts of objects that could not be used, by kind",
+            self.bad_objects.clone(),
+        );
+        own.register(
+            "sync_failures",
+            "Objects that could not be programmed, at every attempt",
+            self.failures.clone(),
+        );
+        own.register("map_entries", "Entries in a map", self.map_entries.clone());
+        own.register("map_capacity", "Entries a map has room for", self.map_capacity.clone());
+        let help = "Packets and connections refused, dropped or served in an unusual way, by reason";
+        own.register("refusals", help, self.reasons.clone());
+        own.register(
+            "programs_attached",
+            "Programs attached, by place",
+            self.programs.clone(),
+        );
+        own.register(
+            "entries_collected",
+            "Idle rewrite entries removed",
+            self.collected.clone(),
+        );
+        let help = "UDP flows taken from endpoints that left";
+        own.register("flows_removed", help, self.flows_removed.clone());
+    }
+
+    /// Changes came in and wait.
+    pub fn queued(&self, pending: &PendingChanges) {
+        for (index, family) in FAMILIES.iter().enumerate() {
+            self.endpoint_pending
+                .get_or_create(&of_family(family))
+                .set(pending.endpoints[index] as i64);
+            self.service_pending
+                .get_or_create(&of_family(family))
+                .set(pending.services[index] as i64);
+            self.last_queued
+                .get_or_create(&of_family(family))
+                .set(seconds(SystemTime::now()));
+        }
+    }
+
+    /// What waited was applied, successfully, in `took`.
+    pub fn synced(&self, pending: &PendingChanges, took: Duration, now: SystemTime) {
+        for (index, family) in FAMILIES.iter().enumerate() {
+            let labels = of_family(family);
+            self.sync_duration.get_or_create(&labels).observe(took.as_secs_f64());
+            self.last_sync.get_or_create(&labels).set(seconds(now));
+            self.endpoint_changes
+                .get_or_create(&labels)
+                .inc_by(pending.endpoints[index]);
+            self.service_changes
+                .get_or_create(&labels)
+                .inc_by(pending.services[index]);
+            self.endpoint_pending.get_or_create(&labels).set(0);
+            self.service_pending.get_or_create(&labels).set(0);
+        }
+        for (is_v6, made) in pending.triggers.iter().filter(|(_, made)| *made >= self.started) {
+            let took = now.duration_since(*made).unwrap_or_default();
+            self.programming
+                .get_or_create(&of_family(FAMILIES[usize::from(*is_v6)]))
+                .observe(took.as_secs_f64());
+        }
+    }
+
+    /// Objects that could not be programmed.
+    pub fn failed(&self, objects: usize) {
+        self.failures.inc_by(objects as u64);
+    }
+
+    /// Some part of an object could not be used.
+    pub fn bad_object(&self, warning: &Warning) {
+        self.bad_objects
+            .get_or_create(&vec![("kind", warning.kind.name().to_owned())])
+            .inc();
+    }
+
+    /// `/healthz` was answered.
+    pub fn healthz_answered(&self, code: u16) {
+        self.healthz.get_or_create(&vec![("code", code.to_string())]).inc();
+    }
+
+    /// `/livez` was answered.
+    pub fn livez_answered(&self, code: u16) {
+        self.livez.get_or_create(&vec![("code", code.to_string())]).inc();
+    }
+
+    fn take_in(&self, stats: &Stats) {
+        for map in &stats.maps {
+            let labels = vec![("map", map.name.to_owned())];
+            self.map_entries.get_or_create(&labels).set(map.entries as i64);
+            self.map_capacity.get_or_create(&labels).set(map.capacity as i64);
+        }
+        let reasons: BTreeMap<_, _> = stats.reasons.iter().copied().collect();
+        for (reason, count) in reasons {
+            let counter = self.reasons.get_or_create_owned(&vec![("reason", reason.to_owned())]);
+            counter.inner().store(count, Ordering::Relaxed);
+        }
+        for (place, count) in [
+            ("interface", stats.programs_on_interfaces),
+            ("cgroup", stats.programs_on_cgroup),
+        ] {
+            let mode = if place == "interface" { stats.attach_mode } else { "" };
+            let labels = vec![("place", place.to_owned()), ("mode", mode.to_owned())];
+            self.programs.get_or_create(&labels).set(count as i64);
+        }
+        self.collected.inner().store(stats.entries_collected, Ordering::Relaxed);
+        self.flows_removed.inner().store(stats.flows_removed, Ordering::Relaxed);
+    }
+
+    async fn render(&self) -> Result<String, std::fmt::Error> {
+        let (tx, rx) = oneshot::channel();
+        let asked = async {
+            self.stats.send(tx).await.ok()?;
+            rx.await.ok()
+        };
+        if let Ok(Some(stats)) = tokio::time::timeout(STATS_PATIENCE, asked).await {
+            self.take_in(&stats);
+        }
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// 0.001·2ⁿ.
+fn sync_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 15))
+}
+
+/// kube-proxy's: fine up to a minute, coarse up to five.
+fn programming_buckets() -> Histogram {
+    let whole = (1..60).chain((60..120).step_by(5)).chain((120..=300).step_by(30));
+    Histogram::new([0.25, 0.5].into_iter().chain(whole.map(f64::from)))
+}
+
+fn of_family(family: &str) -> Labels {
+    vec![("ip_family", family.to_owned())]
+}
+
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs_f64()
+}
+
+/// The metrics server's routes (S178).
+pub fn router(metrics: Arc<Metrics>) -> Router {
+    Router::new()
+        .route("/metrics", get(serve))
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/proxyMode", get(|| async { "ebpf" }))
+        .with_state(metrics)
+}
+
+async fn serve(State(metrics): State<Arc<Metrics>>) -> Response {
+    match metrics.render().await {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::MapStats;
+
+    #[test]
+    fn names_are_those_of_kube_proxy() {
+        let (tx, _rx) = mpsc::channel(1);
+        let metrics = Metrics::new(tx);
+        let pending = PendingChanges {
+            services: [2, 0],
+            endpoints: [3, 1],
+            triggers: vec![(true, SystemTime::now()), (false, SystemTime::UNIX_EPOCH)],
+        };
+        metrics.queued(&pending);
+        metrics.synced(&pending, Duration::from_millis(3), SystemTime::now());
+        metrics.healthz_answered(200);
+        metrics.take_in(&Stats {
+            maps: vec![MapStats {
+                name: "FRONTENDS4",
+                entries: 5,
+                capacity: 9,
+            }],
+            reasons: vec![("no_endpoints", 7)],
+            ..Stats::default()
+        });
+        let mut text = String::new();
+        encode(&mut text, &metrics.registry).unwrap();
+        for line in [
+            "kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family=\"IPv4\"} 3",
+            "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 0",
+            "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv4\"} 2",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
+            "ebpf_proxy_map_entries{map=\"FRONTENDS4\"} 5",
+            "ebpf_proxy_refusals_total{reason=\"no_endpoints\"} 7",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(
+            !text.contains("network_programming_duration_seconds_count{ip_family=\"IPv4\"}"),
+            "S188: before the start"
+        );
+    }
+}

@@ -1,0 +1,229 @@
+//! What `proxy-agent run` was told, checked and with defaults filled in. Made once from the arguments; nothing else reads them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::cli::{AttachArg, BpfLogLevelArg, RunArgs, SocketLbArg};
+use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
+use crate::model::address::parse_cidr;
+
+/// A value that cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{flag} {value:?}: {problem}; {remedy}")]
+pub struct ConfigError {
+    flag: &'static str,
+    value: String,
+    problem: String,
+    remedy: &'static str,
+}
+
+/// Everything an agent needs to know to run.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// Name of this node (S172).
+    pub node_name: Arc<str>,
+    /// Where objects come from.
+    pub source: SourceConfig,
+    /// What the datapath is told.
+    pub datapath: Options,
+    /// Where health is served.
+    pub healthz: Option<SocketAddr>,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Where objects come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SourceConfig {
+    /// An API server; `None`: as the pod's service account says.
+    ApiServer(Option<PathBuf>),
+    /// A folder of manifests.
+    Manifests(PathBuf),
+}
+
+impl RunConfig {
+    /// Checks the arguments.
+    pub fn from_args(args: &RunArgs) -> Result<Self, ConfigError> {
+        let bad_pattern = |flag, value: &Option<String>| {
+            let value = value.clone().unwrap_or_default();
+            move |error: regex::Error| ConfigError {
+                flag,
+                value,
+                problem: error.to_string().replace('\n', " "),
+                remedy: "write a regular expression for interface names, such as eth.*|veth.*",
+            }
+        };
+        let include = args.interfaces.as_deref();
+        let exclude = args.exclude_interfaces.as_deref();
+        InterfaceFilter::new(include, None).map_err(bad_pattern("--interfaces", &args.interfaces))?;
+        let interfaces = InterfaceFilter::new(include, exclude)
+            .map_err(bad_pattern("--exclude-interfaces", &args.exclude_interfaces))?;
+        for (flag, capacity) in [
+            ("--frontends-capacity", args.frontends_capacity),
+            ("--backends-capacity", args.backends_capacity),
+            ("--rewrites-capacity", args.rewrites_capacity),
+            ("--services-capacity", args.services_capacity),
+        ] {
+            if capacity == Some(0) {
+                let problem = "a map needs room for something".to_owned();
+                return Err(error(flag, "0", problem, "write a number above 0, or leave it out"));
+            }
+        }
+        let capacities = Capacities::default();
+        Ok(Self {
+            node_name: node_name(&args.node_name)?.into(),
+            source: match &args.manifests {
+                Some(dir) => SourceConfig::Manifests(directory("--manifests", dir)?),
+                None => SourceConfig::ApiServer(args.kubeconfig.clone()),
+            },
+            datapath: Options {
+                bpf_dir: args.bpf_dir.clone(),
+                cgroup: args
+                    .cgroup
+                    .as_deref()
+                    .map(|dir| directory("--cgroup", dir))
+                    .transpose()?,
+                socket_lb: match args.socket_lb {
+                    SocketLbArg::Host => SocketLb::Host,
+                    SocketLbArg::All => SocketLb::All,
+                    SocketLbArg::Off => SocketLb::Off,
+                },
+                pod_cidrs: cluster_cidrs(&args.cluster_cidr)?,
+                interfaces,
+                attach: match args.attach {
+                    AttachArg::Auto => AttachMode::Auto,
+                    AttachArg::Tcx => AttachMode::Tcx,
+                    AttachArg::Classic => AttachMode::Classic,
+                },
+                log_level: match args.bpf_log_level {
+                    BpfLogLevelArg::Off => BpfLogLevel::Off,
+                    BpfLogLevelArg::Error => BpfLogLevel::Error,
+                    BpfLogLevelArg::Warn => BpfLogLevel::Warn,
+                    BpfLogLevelArg::Info => BpfLogLevel::Info,
+                    BpfLogLevelArg::Debug => BpfLogLevel::Debug,
+                    BpfLogLevelArg::Trace => BpfLogLevel::Trace,
+                },
+                capacities: Capacities {
+                    frontends: args.frontends_capacity.unwrap_or(capacities.frontends),
+                    backends: args.backends_capacity.unwrap_or(capacities.backends),
+                    rewrites: args.rewrites_capacity.unwrap_or(capacities.rewrites),
+                    services: args.services_capacity.unwrap_or(capacities.services),
+                },
+            },
+            healthz: bind_address("--healthz-bind-address", &args.healthz_bind_address)?,
+            metrics: bind_address("--metrics-bind-address", &args.metrics_bind_address)?,
+        })
+    }
+}
+
+fn error(flag: &'static str, value: &str, problem: String, remedy: &'static str) -> ConfigError {
+    ConfigError {
+        flag,
+        value: value.to_owned(),
+        problem,
+        remedy,
+    }
+}
+
+/// The given name, else the host's, lower-cased and trimmed (S172).
+fn node_name(given: &str) -> Result<String, ConfigError> {
+    const REMEDY: &str = "give the name of this node's Node object";
+    let given = match given.trim() {
+        "" => std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(|reason| {
+            error(
+                "--node-name",
+                given,
+                format!("the host's name cannot be read ({reason})"),
+                REMEDY,
+            )
+        })?,
+        given => given.to_owned(),
+    };
+    match given.trim().to_lowercase() {
+        name if name.is_empty() => Err(error("--node-name", "", "the host has no name".to_owned(), REMEDY)),
+        name => Ok(name),
+    }
+}
+
+fn directory(flag: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
+    let problem = match std::fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Ok(path.to_owned()),
+        Ok(_) => "is not a directory".to_owned(),
+        Err(reason) => reason.to_string(),
+    };
+    Err(error(
+        flag,
+        &path.display().to_string(),
+        problem,
+        "give a directory that exists",
+    ))
+}
+
+/// At most one prefix per family (S114, S115).
+fn cluster_cidrs(text: &str) -> Result<Vec<IpNet>, ConfigError> {
+    const REMEDY: &str = "write one prefix per family, such as 10.244.0.0/16,fd00:10::/56";
+    let fail = |problem: String| error("--cluster-cidr", text, problem, REMEDY);
+    let mut cidrs: Vec<IpNet> = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
+        let cidr = parse_cidr(part)
+            .ok_or_else(|| fail(format!("{part:?} is not a prefix")))?
+            .trunc();
+        if cidrs
+            .iter()
+            .any(|other| other.addr().is_ipv4() == cidr.addr().is_ipv4())
+        {
+            return Err(fail("two prefixes are of one family".to_owned()));
+        }
+        cidrs.push(cidr);
+    }
+    Ok(cidrs)
+}
+
+/// An empty text means nowhere (S174).
+fn bind_address(flag: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let address = text.trim().parse();
+    address.map(Some).map_err(|_| {
+        let remedy = "write an IP address and a port, such as 0.0.0.0:10256 or [::]:10256, or nothing to switch it off";
+        error(flag, text, "is not an address with a port".to_owned(), remedy)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cidrs_one_per_family() {
+        let texts = |text| cluster_cidrs(text).map(|cidrs| cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(texts(""), Ok(vec![]));
+        assert_eq!(texts("10.244.1.0/16").unwrap(), ["10.244.0.0/16"]);
+        assert_eq!(
+            texts("fd00::/56, 10.244.0.0/16").unwrap(),
+            ["fd00::/56", "10.244.0.0/16"]
+        );
+        for bad in ["10.244.0.0", ",", "10.0.0.0/8,", "10.0.0.0/8,10.1.0.0/16"] {
+            let text = texts(bad).unwrap_err().to_string();
+            assert!(text.starts_with(&format!("--cluster-cidr {bad:?}: ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn bind_addresses() {
+        assert_eq!(bind_address("--x", ""), Ok(None));
+        assert_eq!(bind_address("--x", "[::]:1"), Ok(Some("[::]:1".parse().unwrap())));
+        assert!(bind_address("--x", "localhost:1").is_err());
+        assert!(bind_address("--x", "0.0.0.0").is_err());
+    }
+
+    #[test]
+    fn names_are_lower_case() {
+        assert_eq!(node_name(" Node-A\n").unwrap(), "node-a");
+        assert!(!node_name("").unwrap().is_empty());
+    }
+}
