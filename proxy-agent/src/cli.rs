@@ -14,6 +14,9 @@ use crate::{datapath, run};
 /// Where the maps are pinned unless said otherwise.
 const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
 
+/// The client reports what the watches report again, and better.
+const DEFAULT_LOG: &str = "info,kube_client::client=off";
+
 /// An eBPF service proxy for Kubernetes: does on every node what kube-proxy does, under any CNI plugin.
 #[derive(Parser, Debug)]
 #[command(name = "proxy-agent", version)]
@@ -302,7 +305,7 @@ fn one_service(text: &str) -> anyhow::Result<Filter> {
 
 fn init_log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     // A log that is already there (tests) stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

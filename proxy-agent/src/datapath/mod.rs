@@ -79,6 +79,16 @@ impl Datapath {
 
     /// Stand-in.
     pub fn apply(&mut self, changes: Vec<(ServicePortName, Option<ServicePortPlan>)>) -> SyncReport {
+        for (name, plan) in &changes {
+            let plan = plan.as_ref().map(|plan| {
+                (
+                    &plan.v4.frontends,
+                    plan.v4.cluster.selectable.len(),
+                    plan.v6.cluster.selectable.len(),
+                )
+            });
+            tracing::debug!(%name, ?plan, "stand-in");
+        }
         SyncReport {
             written: changes.len(),
             ..SyncReport::default()
