@@ -286,7 +286,8 @@ impl FilterArgs {
             Some(service) => one_service(service),
             None => Ok(Filter {
                 namespace: self.namespace.clone(),
-                name: None,
+                service: None,
+                protocol: None,
             }),
         }
     }
@@ -299,7 +300,8 @@ fn one_service(text: &str) -> anyhow::Result<Filter> {
     }
     Ok(Filter {
         namespace: Some(namespace.to_owned()),
-        name: Some(name.to_owned()),
+        service: Some(name.to_owned()),
+        protocol: None,
     })
 }
 
@@ -328,7 +330,7 @@ mod tests {
     fn services_by_name() {
         let filter = one_service("kube-system/kube-dns").unwrap();
         assert_eq!(
-            (filter.namespace.as_deref(), filter.name.as_deref()),
+            (filter.namespace.as_deref(), filter.service.as_deref()),
             (Some("kube-system"), Some("kube-dns"))
         );
         assert_eq!(one_service("web").unwrap().namespace.as_deref(), Some("default"));

@@ -14,7 +14,7 @@ mod sealed {
 
 /// An address of one family; the type parameter of every layout that has an address in it. Sealed: there are two families.
 pub trait Address:
-    sealed::Sealed + Pod + Eq + Ord + core::hash::Hash + fmt::Debug + fmt::Display + Into<IpAddr>
+    sealed::Sealed + Pod + Send + Sync + Eq + Ord + core::hash::Hash + fmt::Debug + fmt::Display + Into<IpAddr>
 {
     /// `4` or `6`: the suffix of the family's map names.
     const FAMILY: u8;
@@ -28,17 +28,49 @@ pub trait Address:
     fn octets(&self) -> &[u8];
     /// Ones'-complement sum of the address' 16-bit words, not folded (see [`crate::checksum`]).
     fn sum(&self) -> u32;
+    /// Is the address in `network`, given the network's mask?
+    fn is_in(&self, network: &Self, mask: &Self) -> bool;
+    /// Order of the addresses as big-endian numbers; the same as [`Ord`], in a form the BPF back end can compile.
+    fn compare(&self, other: &Self) -> core::cmp::Ordering;
 }
 
 /// An IPv4 address in network order. Aligned to 4 so that the BPF back end copies it with one instruction.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable, Default)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Pod, Zeroable, Default)]
 pub struct Addr4(pub [u8; 4]);
 
 /// An IPv6 address in network order. Aligned to 4 like its neighbours in the IPv6 header (which starts at a multiple of 4).
 #[repr(C, align(4))]
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable, Default)]
+#[derive(Clone, Copy, Eq, PartialOrd, Ord, Pod, Zeroable, Default)]
 pub struct Addr6(pub [u8; 16]);
+
+// Equality by words: the BPF back end compares byte arrays byte by byte, or calls a `memcmp` that does not exist there.
+impl PartialEq for Addr4 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        bytemuck::cast::<Self, u32>(*self) == bytemuck::cast::<Self, u32>(*other)
+    }
+}
+
+impl PartialEq for Addr6 {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let (a, b): ([u32; 4], [u32; 4]) = (bytemuck::cast(*self), bytemuck::cast(*other));
+        (a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]) == 0
+    }
+}
+
+impl core::hash::Hash for Addr4 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl core::hash::Hash for Addr6 {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl Address for Addr4 {
     const FAMILY: u8 = 4;
@@ -60,6 +92,18 @@ impl Address for Addr4 {
     fn sum(&self) -> u32 {
         let [a, b, c, d] = self.0;
         u32::from(u16::from_ne_bytes([a, b])) + u32::from(u16::from_ne_bytes([c, d]))
+    }
+
+    #[inline(always)]
+    fn is_in(&self, network: &Self, mask: &Self) -> bool {
+        let (addr, network, mask): (u32, u32, u32) =
+            (bytemuck::cast(*self), bytemuck::cast(*network), bytemuck::cast(*mask));
+        addr & mask == network
+    }
+
+    #[inline(always)]
+    fn compare(&self, other: &Self) -> core::cmp::Ordering {
+        u32::from_be_bytes(self.0).cmp(&u32::from_be_bytes(other.0))
     }
 }
 
@@ -89,6 +133,26 @@ impl Address for Addr6 {
             i += 1;
         }
         sum
+    }
+
+    #[inline(always)]
+    fn is_in(&self, network: &Self, mask: &Self) -> bool {
+        let (addr, network, mask): ([u32; 4], [u32; 4], [u32; 4]) =
+            (bytemuck::cast(*self), bytemuck::cast(*network), bytemuck::cast(*mask));
+        (addr[0] & mask[0] == network[0])
+            & (addr[1] & mask[1] == network[1])
+            & (addr[2] & mask[2] == network[2])
+            & (addr[3] & mask[3] == network[3])
+    }
+
+    #[inline(always)]
+    fn compare(&self, other: &Self) -> core::cmp::Ordering {
+        let (a, b): ([u32; 4], [u32; 4]) = (bytemuck::cast(*self), bytemuck::cast(*other));
+        let mut i = 0;
+        while i < 3 && a[i] == b[i] {
+            i += 1;
+        }
+        u32::from_be(a[i]).cmp(&u32::from_be(b[i]))
     }
 }
 
@@ -230,6 +294,28 @@ mod tests {
         assert_eq!(Port::new(8080).get(), 8080);
         let v6: Ipv6Addr = "fd00:96::a".parse().unwrap();
         assert_eq!(Addr6::from(v6).octets(), v6.octets());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn compare_is_the_order_of_the_bytes(a: [u8; 16], b: [u8; 16], same in 0usize..16) {
+            let mut b = b;
+            b[..same].copy_from_slice(&a[..same]);
+            proptest::prop_assert_eq!(Addr6(a).compare(&Addr6(b)), a.cmp(&b));
+            proptest::prop_assert_eq!(Addr6(a) == Addr6(b), a == b);
+            let (a4, b4): ([u8; 4], [u8; 4]) = (a[..4].try_into().unwrap(), b[..4].try_into().unwrap());
+            proptest::prop_assert_eq!(Addr4(a4).compare(&Addr4(b4)), a4.cmp(&b4));
+        }
+    }
+
+    #[test]
+    fn prefixes_contain_their_addresses() {
+        let parse = |ip: &str| Addr4::from(ip.parse::<Ipv4Addr>().unwrap());
+        assert!(parse("10.244.3.9").is_in(&parse("10.244.0.0"), &parse("255.255.0.0")));
+        assert!(!parse("10.245.3.9").is_in(&parse("10.244.0.0"), &parse("255.255.0.0")));
+        let parse = |ip: &str| Addr6::from(ip.parse::<Ipv6Addr>().unwrap());
+        assert!(parse("fd00:10::9").is_in(&parse("fd00:10::"), &parse("ffff:ffff:ffff:ffff::")));
+        assert!(!parse("fd00:10:0:1::9").is_in(&parse("fd00:10::"), &parse("ffff:ffff:ffff:ffff::")));
     }
 
     #[test]

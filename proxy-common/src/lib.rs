@@ -16,6 +16,7 @@ pub mod backend;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod fragment;
 pub mod frontend;
 pub mod link;
 pub mod names;

@@ -10,6 +10,8 @@ pub const FRONTENDS_CAPACITY: usize = 65_536;
 pub const BACKENDS_CAPACITY: usize = 524_288;
 /// Rewrite entries per family: 131,072 connections that are not masqueraded.
 pub const REWRITES_CAPACITY: usize = 262_144;
+/// Fragmented packets under way, per family.
+pub const FRAGMENTS_CAPACITY: usize = 8_192;
 /// Service ports.
 pub const SERVICES_CAPACITY: usize = 65_536;
 /// Interfaces.
@@ -25,6 +27,8 @@ pub const BACKENDS: [&str; 2] = ["BACKENDS4", "BACKENDS6"];
 pub const REWRITES: [&str; 2] = ["REWRITES4", "REWRITES6"];
 /// `NODE_ADDRS4`, `NODE_ADDRS6`: address → [`crate::link::NodeAddr`].
 pub const NODE_ADDRS: [&str; 2] = ["NODE_ADDRS4", "NODE_ADDRS6"];
+/// `FRAGMENTS4`, `FRAGMENTS6`: [`crate::fragment::FragmentKey`] → [`crate::fragment::Ports`].
+pub const FRAGMENTS: [&str; 2] = ["FRAGMENTS4", "FRAGMENTS6"];
 /// `SOCKETS4`, `SOCKETS6`: socket → [`crate::socket::SocketFlows`].
 pub const SOCKETS: [&str; 2] = ["SOCKETS4", "SOCKETS6"];
 /// ifindex → [`crate::link::Link`].

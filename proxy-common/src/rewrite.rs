@@ -95,6 +95,44 @@ pub struct Rewrite<A> {
 
 crate::pod_for_both_families!(Rewrite, v4: 36, v6: 60);
 
+/// The part of an entry that is not a tuple; see the fields of [`Rewrite`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Meta {
+    /// Service id.
+    pub service: u32,
+    /// Target of [`REWRITE_TO_INGRESS`].
+    pub ifindex: u32,
+    /// Tick of the packet that creates the entry.
+    pub last_seen: u32,
+    /// `KIND_*`.
+    pub kind: u8,
+    /// `REWRITE_*` bits.
+    pub flags: u8,
+}
+
+impl<A: Address> Rewrite<A> {
+    /// What is not a tuple.
+    #[inline(always)]
+    pub fn meta(&self) -> Meta {
+        Meta {
+            service: self.service,
+            ifindex: self.ifindex,
+            last_seen: self.last_seen,
+            kind: self.kind,
+            flags: self.flags,
+        }
+    }
+
+    /// Do both entries lead to the same tuple?
+    #[inline(always)]
+    pub fn has_tuple_of(&self, other: &Self) -> bool {
+        self.src == other.src
+            && self.dst == other.dst
+            && self.src_port == other.src_port
+            && self.dst_port == other.dst_port
+    }
+}
+
 impl<A: Address> RewriteKey<A> {
     /// The key for a tuple at a hook.
     #[inline(always)]
@@ -110,9 +148,10 @@ impl<A: Address> RewriteKey<A> {
         }
     }
 
-    /// The entry that turns this packet into (`src:src_port` → `dst:dst_port`). State is unset, flags are none.
+    /// The entry that turns this packet into (`src:src_port` → `dst:dst_port`).
     #[inline(always)]
-    pub fn rewrite_to(&self, src: A, src_port: Port, dst: A, dst_port: Port) -> Rewrite<A> {
+    pub fn rewrite_to(&self, src: A, src_port: Port, dst: A, dst_port: Port, meta: Meta) -> Rewrite<A> {
+        // Every field is written once, with a value the compiler does not know: it would turn runs of zeros into a call.
         Rewrite {
             src,
             dst,
@@ -123,12 +162,12 @@ impl<A: Address> RewriteKey<A> {
                 self.src_port.sum() + self.dst_port.sum(),
                 src_port.sum() + dst_port.sum(),
             ),
-            service: 0,
-            ifindex: 0,
-            last_seen: 0,
+            service: meta.service,
+            ifindex: meta.ifindex,
+            last_seen: meta.last_seen,
             state: 0,
-            kind: 0,
-            flags: 0,
+            kind: meta.kind,
+            flags: meta.flags,
             pad: [0; 2],
         }
     }
@@ -164,13 +203,13 @@ mod tests {
     #[test]
     fn partners_find_each_other() {
         let key = RewriteKey::new(CLIENT, Port::new(4000), VIP, Port::new(80), 6, HOOK_INGRESS);
-        let request = key.rewrite_to(CLIENT, Port::new(4000), BACKEND, Port::new(8080));
+        let request = key.rewrite_to(CLIENT, Port::new(4000), BACKEND, Port::new(8080), Meta::default());
         let reply_key = key.partner(&request);
         assert_eq!(
             reply_key,
             RewriteKey::new(BACKEND, Port::new(8080), CLIENT, Port::new(4000), 6, HOOK_EGRESS)
         );
-        let reply = reply_key.rewrite_to(VIP, Port::new(80), CLIENT, Port::new(4000));
+        let reply = reply_key.rewrite_to(VIP, Port::new(80), CLIENT, Port::new(4000), Meta::default());
         assert_eq!(reply_key.partner(&reply), key);
     }
 

@@ -1,2 +1,59 @@
-//! Project tasks.
-fn main() {}
+//! The project's tasks, as `cargo xtask VERB`: one file per verb. Every verb runs what it needs first, says what it installs, and
+//! can be run again.
+
+mod bench;
+mod build;
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tasks of the ebpf-proxy project.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing: Debian packages (as root), bpf-linker, the Kubernetes binaries for the tests.
+    Setup,
+    /// Compile the eBPF programs, with BTF, into one object.
+    BuildEbpf,
+    /// Compile the programs and the agent that carries them.
+    Build {
+        /// Optimised, as it is shipped.
+        #[arg(long)]
+        release: bool,
+    },
+    /// Run every test: lints, unit tests, packets through the programs, namespaces, a real API server. Needs root.
+    Test(test::Args),
+    /// Two nodes, four pods, real traffic through the real datapath, a table of who answered. Needs root.
+    Demo(demo::Args),
+    /// Measure. Needs root.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => setup::for_tests(),
+        Verb::BuildEbpf => build::ebpf().map(drop),
+        Verb::Build { release } => build::agent(release).map(|agent| println!("{}", agent.display())),
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

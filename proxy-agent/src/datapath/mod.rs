@@ -1,52 +1,99 @@
-//! Stand-in with the interface of the datapath, until that is merged.
+//! The only module that writes BPF maps and attaches programs. `run` owns one [`Datapath`] and calls it from one task; calls
+//! block for as long as the system calls take and never wait for anything else.
+//!
+//! `loader` turns the embedded object into verified programs and pinned maps, `tables` are those maps, `ranges` and `sync` decide
+//! what is written in which order, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
+//! quiet, `cleanup` removes everything.
 
+mod cgroup;
+mod classic;
+mod cleanup;
+mod error;
+mod flows;
+mod gc;
+#[cfg(test)]
+mod kernel_tests;
+mod links;
+mod loader;
+#[cfg(test)]
+mod memory;
 mod options;
+mod probe;
+mod ranges;
+mod sync;
+pub(crate) mod sys;
+pub(crate) mod tables;
 
+use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
+use proxy_common::addr::{Addr4, Addr6};
+use proxy_common::clock;
+use proxy_common::reason::Reason;
 
+use self::cgroup::Sockets;
+use self::flows::Services;
+use self::gc::Collector;
+use self::links::Links;
+use self::loader::Loaded;
+use self::sync::{GRACE, Sync};
+use self::tables::BpfTables;
+#[cfg(test)]
+use self::tables::FamilyTables;
 use crate::netlink::Network;
 use crate::plan::{ServicePortName, ServicePortPlan};
 
-/// Stand-in.
-#[derive(Debug, thiserror::Error)]
-#[error("stand-in")]
-pub struct DatapathError;
+pub use cleanup::{CleanupReport, cleanup};
+pub use error::DatapathError;
+pub(crate) use error::TableError;
+pub(crate) use loader::Pins;
+pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
+pub(crate) use sync::name_of;
+pub use sync::{SyncFailure, SyncReport};
 
-/// Stand-in.
-#[derive(Debug)]
-pub struct Datapath;
+/// The setting that a full `FRONTENDS4/6` is about.
+const FRONTENDS_SETTING: &str = "--frontends-capacity";
+/// The setting that a full `BACKENDS4/6` is about.
+const BACKENDS_SETTING: &str = "--backends-capacity";
+/// The setting that a full `REWRITES4/6` is about.
+const REWRITES_SETTING: &str = "--rewrites-capacity";
+/// The setting that a full `SERVICES` is about.
+const SERVICES_SETTING: &str = "--services-capacity";
 
-/// Stand-in.
-#[derive(Clone, Debug, Default)]
-pub struct SyncReport {
-    /// Entries written.
-    pub written: usize,
-    /// Entries removed.
-    pub deleted: usize,
-    /// UDP flows.
-    pub flows_removed: usize,
-    /// What could not be done.
-    pub failed: Vec<SyncFailure>,
+/// Next tick while something is under way.
+const SOON: Duration = Duration::from_secs(1);
+/// Next tick otherwise.
+const LATER: Duration = Duration::from_secs(5);
+/// How often attachments are looked after.
+const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest time between two tries of a write that keeps failing.
+const LONGEST_RETRY: Duration = Duration::from_secs(60);
+
+/// The datapath of one node.
+pub struct Datapath {
+    loaded: Loaded,
+    tables: BpfTables,
+    sync: Sync,
+    sockets: Option<Sockets>,
+    links: Links,
+    collectors: [Collector; 2],
+    /// Flows to look at again, and when.
+    sweep: Option<(Duration, Services)>,
+    /// When failed writes are tried again, and how long to wait after that.
+    retry: (Duration, Duration),
+    started: Instant,
+    repaired: Instant,
+    collected: u64,
+    moved: u64,
 }
 
-/// Stand-in.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SyncFailure {
-    /// What it is.
-    pub object: String,
-    /// Why.
-    pub error: String,
-}
-
-/// Stand-in.
+/// Numbers for metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
     /// Entries and capacity per map that the agent fills.
     pub maps: Vec<MapStats>,
-    /// How often each reason was met.
+    /// How often each reason was met, by [`Reason::name`].
     pub reasons: Vec<(&'static str, u64)>,
     /// Programs on interfaces.
     pub programs_on_interfaces: usize,
@@ -72,62 +119,222 @@ pub struct MapStats {
 }
 
 impl Datapath {
-    /// Stand-in.
-    pub fn open(_: Options) -> Result<Self, DatapathError> {
-        Ok(Self)
+    /// Opens or makes the pinned maps, loads and verifies all programs, attaches the socket programs, reads back what a former
+    /// agent left. Changes nothing that is forwarding.
+    pub fn open(options: Options) -> Result<Self, DatapathError> {
+        let loaded = loader::load(&options)?;
+        let table = |error: TableError| {
+            DatapathError::call("reading", loaded.pins.maps.display())(std::io::Error::other(error))
+        };
+        let tables = BpfTables::open(&loaded.pins.maps, true).map_err(table)?;
+        let sync = Sync::adopt(&tables).map_err(table)?;
+        let links = Links::open(options.interfaces, options.attach, &loaded.pins.links, &tables)?;
+        let sockets = if options.socket_lb == SocketLb::Off {
+            let removed = cgroup::detach(&loaded.pins.links)?;
+            tracing::info!(removed, "socket programs are off");
+            None
+        } else {
+            let cgroup = probe::cgroup(options.cgroup.as_deref())?;
+            Some(Sockets::attach(&cgroup, &loaded.pins.links, &loaded.programs)?)
+        };
+        let found = sync.occupancy();
+        tracing::info!(
+            frontends4 = found.frontends[0],
+            frontends6 = found.frontends[1],
+            services = found.services,
+            attach = links.mode(),
+            "maps opened"
+        );
+        let started = Instant::now();
+        Ok(Self {
+            loaded,
+            tables,
+            sync,
+            sockets,
+            links,
+            collectors: Default::default(),
+            sweep: None,
+            retry: (Duration::ZERO, SOON),
+            started,
+            repaired: started,
+            collected: 0,
+            moved: 0,
+        })
     }
 
-    /// Stand-in.
+    /// Applies the plans of changed service ports (`None`: gone). Until [`Self::complete`] has been called once nothing is deleted
+    /// that a former agent left.
     pub fn apply(&mut self, changes: Vec<(ServicePortName, Option<ServicePortPlan>)>) -> SyncReport {
-        for (name, plan) in &changes {
-            let plan = plan.as_ref().map(|plan| {
-                (
-                    &plan.v4.frontends,
-                    plan.v4.cluster.selectable.len(),
-                    plan.v6.cluster.selectable.len(),
-                )
-            });
-            tracing::debug!(%name, ?plan, "stand-in");
-        }
-        SyncReport {
-            written: changes.len(),
-            ..SyncReport::default()
-        }
+        let now = self.now();
+        let mut report = self.sync.apply(&mut self.tables, changes, now);
+        self.move_flows(&mut report, now);
+        report
     }
 
-    /// Stand-in.
+    /// All kinds have been listed and applied: whatever the maps still hold that nobody asked for is removed.
     pub fn complete(&mut self) -> SyncReport {
-        SyncReport::default()
+        let now = self.now();
+        let mut report = self.sync.complete(&mut self.tables, now);
+        // Endpoints may have left while no agent ran, or just before the last one ended.
+        report.take_moved_udp();
+        self.sweep_flows(Services::All, &mut report, now);
+        report
     }
 
-    /// Stand-in.
-    pub fn set_network(&mut self, _: &Network) -> SyncReport {
-        SyncReport::default()
+    /// Interfaces and addresses as netlink sees them now: attaches, detaches, writes `LINKS` and `NODE_ADDRS4/6`.
+    pub fn set_network(&mut self, network: &Network) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.links
+            .set_network(network, &self.loaded.programs, &mut self.tables, &mut report);
+        report
     }
 
-    /// Stand-in.
+    /// Periodic work: idle connections, UDP flows to endpoints that left (S141), ranges to free, failed writes to retry, links to
+    /// repair. Returns when it wants to be called next.
     pub fn tick(&mut self) -> Duration {
-        Duration::from_secs(5)
+        let now = self.now();
+        let mut report = SyncReport::default();
+        if !self.sync.is_pending() {
+            self.retry = (now, SOON);
+        } else if self.retry.0 <= now {
+            report = self.sync.flush(&mut self.tables, now);
+            self.move_flows(&mut report, now);
+            let wait = self.retry.1;
+            self.retry = (now + wait, (wait * 2).min(LONGEST_RETRY));
+        }
+        if let Some((due, services)) = self.sweep.take() {
+            if due <= now {
+                self.sweep_once(&services, &mut report);
+            } else {
+                self.sweep = Some((due, services));
+            }
+        }
+        if self.sync.has_idle() {
+            sys::synchronize();
+            self.sync.free_idle(&mut self.tables, now, &mut report);
+            if report.slots_freed > 0 {
+                // What did not fit may fit now.
+                self.retry = (now, SOON);
+            }
+        }
+        self.collect(&mut report);
+        if self.repaired.elapsed() >= REPAIR_INTERVAL {
+            self.repaired = Instant::now();
+            self.links.repair(&self.loaded.programs, &mut self.tables, &mut report);
+            if let Some(sockets) = &mut self.sockets {
+                sockets.repair(&self.loaded.programs, &mut report);
+            }
+        }
+        for failure in &report.failed {
+            tracing::warn!(
+                object = failure.object,
+                error = failure.error,
+                "not programmed, will be tried again"
+            );
+        }
+        let is_busy = self.sync.is_pending()
+            || self.sync.has_idle()
+            || self.sweep.is_some()
+            || self.collectors.iter().any(Collector::is_busy);
+        if is_busy { SOON } else { LATER }
     }
 
-    /// Stand-in.
+    /// For metrics: entries and capacity per map, reasons, programs attached.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let found = self.sync.occupancy();
+        let map = |name, entries: u64, capacity: u32| MapStats {
+            name,
+            entries,
+            capacity: u64::from(capacity),
+        };
+        let [backends4, backends6] = found.backends.map(u64::from);
+        let [frontends4, frontends6] = found.frontends.map(|n| n as u64);
+        let tables = &self.tables;
+        Stats {
+            maps: vec![
+                map("FRONTENDS4", frontends4, tables.v4.frontends.capacity()),
+                map("FRONTENDS6", frontends6, tables.v6.frontends.capacity()),
+                map("BACKENDS4", backends4, tables.v4.backends.len()),
+                map("BACKENDS6", backends6, tables.v6.backends.len()),
+                map("SERVICES", found.services as u64, tables.services.capacity()),
+            ],
+            reasons: self.reasons(),
+            programs_on_interfaces: self.links.attached(),
+            programs_on_cgroup: self.sockets.as_ref().map_or(0, Sockets::len),
+            attach_mode: self.links.mode(),
+            entries_collected: self.collected,
+            flows_removed: self.moved,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        // Never so early that "the grace period ago" would lie before the start.
+        self.started.elapsed() + GRACE
+    }
+
+    fn reasons(&self) -> Vec<(&'static str, u64)> {
+        let cpus = aya::util::nr_cpus().unwrap_or_default();
+        Reason::ALL
+            .iter()
+            .map(|reason| {
+                let counts = sys::lookup_per_cpu(self.tables.reasons.fd().as_fd(), &(*reason as u32), cpus);
+                (reason.name(), counts.unwrap_or_default().iter().sum())
+            })
+            .collect()
+    }
+
+    /// Frontends of UDP services changed: their flows are looked at now and once more later.
+    fn move_flows(&mut self, report: &mut SyncReport, now: Duration) {
+        let moved = report.take_moved_udp();
+        if !moved.is_empty() {
+            self.sweep_flows(Services::Ids(moved), report, now);
+        }
+    }
+
+    fn sweep_flows(&mut self, services: Services, report: &mut SyncReport, now: Duration) {
+        self.sweep_once(&services, report);
+        let later = match self.sweep.take() {
+            Some((_, waiting)) => waiting.join(services),
+            None => services,
+        };
+        self.sweep = Some((now + GRACE, later));
+    }
+
+    fn sweep_once(&mut self, services: &Services, report: &mut SyncReport) {
+        let swept4 = flows::sweep::<Addr4, _>(&mut self.tables, &self.sync.v4, services);
+        let swept6 = flows::sweep::<Addr6, _>(&mut self.tables, &self.sync.v6, services);
+        for swept in [swept4, swept6] {
+            match swept {
+                Ok(removed) => {
+                    report.flows_removed += removed;
+                    self.moved += removed as u64;
+                }
+                Err(error) => report.fail("UDP flows", error),
+            }
+        }
+    }
+
+    fn collect(&mut self, report: &mut SyncReport) {
+        let now = clock::ticks(sys::coarse_clock());
+        let [v4, v6] = &mut self.collectors;
+        for collected in [
+            v4.step::<Addr4>(&mut self.tables, now),
+            v6.step::<Addr6>(&mut self.tables, now),
+        ] {
+            match collected {
+                Ok(removed) => self.collected += removed as u64,
+                Err(error) => report.fail("idle connections", error),
+            }
+        }
     }
 }
 
-/// Stand-in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct CleanupReport {
-    /// Pinned links.
-    pub links: usize,
-    /// Classic filters.
-    pub filters: usize,
-    /// Pinned maps.
-    pub maps: usize,
+/// Opens the pinned maps of a node for reading, with or without a running agent.
+pub(crate) fn open_tables(bpf_dir: &Path) -> Result<BpfTables, TableError> {
+    BpfTables::open(&Pins::new(bpf_dir).maps, false)
 }
 
-/// Stand-in.
-pub fn cleanup(_: &Path) -> Result<CleanupReport, DatapathError> {
-    Ok(CleanupReport::default())
-}
+const _: () = {
+    const fn can_be_owned_by_a_task<T: Send>() {}
+    can_be_owned_by_a_task::<Datapath>();
+};

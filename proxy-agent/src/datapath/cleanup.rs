@@ -1,0 +1,130 @@
+//! Leaves the node as it was found: programs off interfaces and cgroup, pins and directories away. Works without a running agent
+//! and without the object; refuses while an agent runs.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::classic::Classic;
+use super::error::DatapathError;
+use super::links::remove_pin;
+use super::loader::{self, Pins};
+
+/// What was removed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CleanupReport {
+    /// Pinned links: programs on interfaces (tcx) and on the cgroup.
+    pub links: usize,
+    /// Classic filters.
+    pub filters: usize,
+    /// Pinned maps.
+    pub maps: usize,
+}
+
+/// Removes everything an agent with this directory left. Nothing there is success.
+pub fn cleanup(bpf_dir: &Path) -> Result<CleanupReport, DatapathError> {
+    let mut report = CleanupReport::default();
+    let lock = if bpf_dir.exists() {
+        Some(loader::lock(bpf_dir)?)
+    } else {
+        None
+    };
+    report.filters = remove_filters().map_err(DatapathError::call("removing filters", "the interfaces"))?;
+    // Other layout versions are ours as well.
+    for version in children(bpf_dir)? {
+        let name = version.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name
+            .strip_prefix('v')
+            .is_none_or(|number| number.parse::<u32>().is_err())
+        {
+            continue;
+        }
+        let pins = Pins {
+            base: bpf_dir.to_owned(),
+            maps: version.join("maps"),
+            links: version.join("links"),
+            root: version,
+        };
+        for pin in children(&pins.links)? {
+            remove_pin(&pin).map_err(DatapathError::call("removing the pinned link", pin.display()))?;
+            report.links += 1;
+        }
+        for pin in children(&pins.maps)? {
+            fs::remove_file(&pin).map_err(DatapathError::call("removing the pinned map", pin.display()))?;
+            report.maps += 1;
+        }
+        for dir in [&pins.links, &pins.maps, &pins.root] {
+            remove_dir(dir)?;
+        }
+    }
+    drop(lock);
+    // The directory may be the file system's root, or hold what is not ours.
+    let _kept = fs::remove_dir(bpf_dir);
+    Ok(report)
+}
+
+/// Our classic filters on every interface of this network namespace.
+fn remove_filters() -> io::Result<usize> {
+    let mut classic = Classic::open()?;
+    let mut removed = 0;
+    for ifindex in interfaces()? {
+        let mut here = 0;
+        for egress in [true, false] {
+            here += usize::from(classic.detach(ifindex, egress)?);
+        }
+        if here > 0 {
+            classic.remove_empty_qdisc(ifindex)?;
+        }
+        removed += here;
+    }
+    Ok(removed)
+}
+
+/// Indices of this network namespace's interfaces.
+fn interfaces() -> io::Result<Vec<u32>> {
+    // SAFETY: the list is freed below, and read only in between; an entry with index 0 ends it.
+    unsafe {
+        let list = libc::if_nameindex();
+        if list.is_null() {
+            return Err(io::Error::last_os_error());
+        }
+        let mut indices = Vec::new();
+        let mut entry = list;
+        while (*entry).if_index != 0 {
+            indices.push((*entry).if_index);
+            entry = entry.add(1);
+        }
+        libc::if_freenameindex(list);
+        Ok(indices)
+    }
+}
+
+fn children(dir: &Path) -> Result<Vec<std::path::PathBuf>, DatapathError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(DatapathError::call("listing", dir.display())(error)),
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::call("removing the directory", dir.display())(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_there_is_success() {
+        assert_eq!(
+            cleanup(Path::new("/tmp/no-such-directory")).unwrap(),
+            CleanupReport::default()
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! Removes connections that have gone quiet from the rewrite table: a few thousand entries per tick, within a time budget, so that
+//! the caller is never held up. The table is an LRU map and survives without this; what it saves is room and stale source ports.
+//!
+//! Both directions of a connection are judged together and removed together.
+
+use std::time::{Duration, Instant};
+
+use proxy_common::addr::{Address, Protocol};
+use proxy_common::clock;
+use proxy_common::rewrite::{KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, STATE_RST, STATE_SEEN};
+
+use super::error::TableError;
+use super::flows;
+use super::sys::Cursor;
+use super::tables::{FamilyTables, RewriteEntry};
+
+/// How long one call may take.
+pub(super) const BUDGET: Duration = Duration::from_millis(5);
+/// Time between two walks through the table.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// Established TCP: kube-proxy's `tcpEstablishedTimeout` (S151).
+const TCP_ESTABLISHED: u32 = clock::ticks_of_seconds(24 * 3_600);
+/// One side has sent FIN: kube-proxy's `tcpCloseWaitTimeout` (S151).
+const TCP_HALF_CLOSED: u32 = clock::ticks_of_seconds(3_600);
+/// Both sides have sent FIN, or one RST. Between nf_conntrack's `tcp_timeout_close` (10 s) and `tcp_timeout_time_wait` (120 s).
+const TCP_CLOSED: u32 = clock::ticks_of_seconds(60);
+/// A SYN nobody answered: nf_conntrack's `tcp_timeout_syn_sent`.
+const TCP_UNANSWERED: u32 = clock::ticks_of_seconds(120);
+/// nf_conntrack's `udp_timeout`.
+const UDP_UNANSWERED: u32 = clock::ticks_of_seconds(30);
+/// nf_conntrack's `udp_timeout_stream` as of Linux 4.x; 120 s since. The longer one spares slow name servers' clients.
+const UDP_ANSWERED: u32 = clock::ticks_of_seconds(180);
+/// Longer than the heartbeats of an idle association (30 s by default) can be apart.
+const SCTP_ESTABLISHED: u32 = clock::ticks_of_seconds(3_600);
+/// An INIT nobody answered.
+const SCTP_UNANSWERED: u32 = clock::ticks_of_seconds(120);
+
+/// What of one family's table has been looked at.
+#[derive(Default)]
+pub(super) struct Collector {
+    cursor: Cursor,
+    /// When the last walk ended; none while one is under way.
+    rests_since: Option<Instant>,
+}
+
+/// A connection, as far as its age is concerned.
+struct Pair {
+    protocol: u8,
+    /// `STATE_*` of the client's packets and of the replies.
+    request: u32,
+    reply: u32,
+    /// Ticks since the last packet in either direction.
+    idle: u32,
+}
+
+impl Collector {
+    /// Goes on with the walk; gives the number of removed entries.
+    pub(super) fn step<A: Address>(
+        &mut self,
+        tables: &mut impl FamilyTables<A>,
+        now: u32,
+    ) -> Result<usize, TableError> {
+        if self.rests_since.is_some_and(|since| since.elapsed() < PAUSE) {
+            return Ok(0);
+        }
+        self.rests_since = None;
+        let started = Instant::now();
+        let mut removed = 0;
+        while started.elapsed() < BUDGET {
+            let mut entries = Vec::new();
+            let at_end = tables.scan_rewrites(&mut self.cursor, &mut entries)?;
+            for entry in &entries {
+                removed += collect(tables, entry, now)?;
+            }
+            if at_end {
+                self.rests_since = Some(Instant::now());
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Is a walk under way?
+    pub(super) fn is_busy(&self) -> bool {
+        self.rests_since.is_none()
+    }
+}
+
+fn collect<A: Address>(
+    tables: &mut impl FamilyTables<A>,
+    (key, rewrite): &RewriteEntry<A>,
+    now: u32,
+) -> Result<usize, TableError> {
+    let idle = clock::elapsed(rewrite.last_seen, now);
+    if idle < shortest(key.protocol) {
+        return Ok(0);
+    }
+    let partner = flows::partner(tables, key, rewrite)?;
+    let pair = pair(key.protocol, rewrite, partner.as_ref(), now);
+    if pair.idle < timeout(&pair) {
+        return Ok(0);
+    }
+    // What was read with the whole chunk may have been used, or removed together with its partner, since.
+    if tables
+        .rewrite(key)?
+        .is_none_or(|fresh| fresh.last_seen != rewrite.last_seen)
+    {
+        return Ok(0);
+    }
+    flows::remove_partner(tables, key, rewrite)?;
+    tables.remove_rewrite(key)?;
+    Ok(1 + usize::from(partner.is_some()))
+}
+
+fn pair<A: Address>(protocol: u8, rewrite: &Rewrite<A>, partner: Option<&Rewrite<A>>, now: u32) -> Pair {
+    let is_reply = matches!(rewrite.kind, KIND_REPLY | KIND_UNMASQUERADE);
+    // An entry without its partner does nothing useful any more: its own state has to do for both.
+    let other = partner.unwrap_or(rewrite);
+    let (request, reply) = if is_reply { (other, rewrite) } else { (rewrite, other) };
+    Pair {
+        protocol,
+        request: request.state,
+        reply: reply.state,
+        idle: clock::elapsed(request.last_seen.max(reply.last_seen), now),
+    }
+}
+
+/// No connection of the protocol goes sooner.
+fn shortest(protocol: u8) -> u32 {
+    match Protocol::from_number(protocol) {
+        Some(Protocol::Udp) | None => UDP_UNANSWERED,
+        Some(Protocol::Tcp) => TCP_CLOSED,
+        Some(Protocol::Sctp) => SCTP_UNANSWERED,
+    }
+}
+
+fn timeout(pair: &Pair) -> u32 {
+    let answered = pair.reply & STATE_SEEN != 0;
+    match Protocol::from_number(pair.protocol) {
+        Some(Protocol::Udp) | None if answered => UDP_ANSWERED,
+        Some(Protocol::Udp) | None => UDP_UNANSWERED,
+        Some(Protocol::Sctp) if answered => SCTP_ESTABLISHED,
+        Some(Protocol::Sctp) => SCTP_UNANSWERED,
+        Some(Protocol::Tcp) => {
+            let both = pair.request & pair.reply;
+            let either = pair.request | pair.reply;
+            if either & STATE_RST != 0 || both & STATE_FIN != 0 {
+                TCP_CLOSED
+            } else if !answered {
+                TCP_UNANSWERED
+            } else if either & STATE_FIN != 0 {
+                TCP_HALF_CLOSED
+            } else {
+                TCP_ESTABLISHED
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proxy_common::addr::{Addr4, Port};
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, RewriteKey};
+
+    use super::*;
+    use crate::datapath::memory::MemoryTables;
+
+    const NOW: u32 = 1_000_000;
+
+    /// A connection whose directions were last seen so many seconds ago.
+    fn connection(protocol: Protocol, request: (u64, u32), reply: (u64, u32)) -> MemoryTables {
+        let mut tables = MemoryTables::new(0);
+        let (client, vip, backend) = (Addr4([10, 0, 0, 1]), Addr4([10, 96, 0, 1]), Addr4([10, 0, 0, 2]));
+        let (port, http) = (Port::new(4_000), Port::new(80));
+        let key = RewriteKey::new(client, port, vip, http, protocol.number(), HOOK_INGRESS);
+        let entry = |mut rewrite: Rewrite<Addr4>, kind, (ago, state): (u64, u32)| {
+            rewrite.kind = kind;
+            rewrite.state = state;
+            rewrite.last_seen = NOW - clock::ticks_of_seconds(ago);
+            rewrite
+        };
+        let there = entry(
+            key.rewrite_to(client, port, backend, http, proxy_common::rewrite::Meta::default()),
+            KIND_REQUEST,
+            request,
+        );
+        let back_key = key.partner(&there);
+        let back = entry(
+            back_key.rewrite_to(vip, http, client, port, proxy_common::rewrite::Meta::default()),
+            KIND_REPLY,
+            reply,
+        );
+        tables.v4.rewrites.extend([(key, there), (back_key, back)]);
+        tables
+    }
+
+    fn is_collected(protocol: Protocol, request: (u64, u32), reply: (u64, u32)) -> bool {
+        let mut tables = connection(protocol, request, reply);
+        let removed = Collector::default().step::<Addr4>(&mut tables, NOW).unwrap();
+        assert!(matches!(removed, 0 | 2), "both directions or none");
+        assert_eq!(tables.v4.rewrites.len() + removed, 2);
+        removed == 2
+    }
+
+    #[test]
+    fn idle_connections_go_when_their_time_has_come() {
+        const FIN: u32 = STATE_SEEN | STATE_FIN;
+        const RST: u32 = STATE_SEEN | STATE_RST;
+        for (protocol, request, reply, seconds) in [
+            (Protocol::Tcp, STATE_SEEN, STATE_SEEN, 24 * 3_600),
+            (Protocol::Tcp, FIN, STATE_SEEN, 3_600),
+            (Protocol::Tcp, FIN, FIN, 60),
+            (Protocol::Tcp, STATE_SEEN, RST, 60),
+            (Protocol::Tcp, STATE_SEEN, 0, 120),
+            (Protocol::Udp, STATE_SEEN, 0, 30),
+            (Protocol::Udp, 0, STATE_SEEN, 180),
+            (Protocol::Sctp, 0, 0, 120),
+            (Protocol::Sctp, STATE_SEEN, STATE_SEEN, 3_600),
+        ] {
+            let case = format!("{protocol} {request:#b} {reply:#b}");
+            assert!(
+                is_collected(protocol, (seconds + 3, request), (seconds + 2, reply)),
+                "{case}"
+            );
+            assert!(
+                !is_collected(protocol, (seconds - 3, request), (seconds - 3, reply)),
+                "{case}"
+            );
+            // One direction that was used lately keeps both.
+            assert!(!is_collected(protocol, (seconds + 3, request), (1, reply)), "{case}");
+            assert!(!is_collected(protocol, (1, request), (seconds + 3, reply)), "{case}");
+        }
+    }
+}

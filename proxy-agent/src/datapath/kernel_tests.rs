@@ -1,0 +1,435 @@
+//! What only the kernel can prove: the object loads, links are pinned, replaced, repaired and removed, and a restart finds
+//! everything. Needs root and a BPF file system; each test has a network namespace, a pin directory and a cgroup of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use proxy_common::addr::{Addr4, Port, Protocol};
+use proxy_common::backend::Backend;
+use proxy_common::frontend::FrontendKey;
+use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, RewriteKey};
+
+use super::*;
+use crate::netlink::{LinkAddress, LinkInfo};
+use crate::plan::{Endpoints, FamilyPlan, FrontendPlan};
+
+/// Runs a test in a thread with a network namespace of its own, which goes away with the thread.
+fn in_namespace(test: impl FnOnce(&Bed) + Send + 'static) {
+    let thread = std::thread::spawn(|| {
+        // SAFETY: no pointers; only this thread is affected.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(result, 0, "these tests need root: {}", std::io::Error::last_os_error());
+        let bed = Bed::new();
+        ip("link set lo up");
+        ip("link add left type veth peer name right");
+        ip("address add 192.0.2.1/24 dev left");
+        test(&bed);
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn ip(arguments: &str) -> String {
+    run("ip", arguments)
+}
+
+fn run(program: &str, arguments: &str) -> String {
+    let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+struct Bed {
+    bpf_dir: PathBuf,
+    cgroup: PathBuf,
+}
+
+impl Bed {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ebpf-proxy-test-{}-{number}", std::process::id());
+        let cgroup = probe::cgroup(None).unwrap().join(&name);
+        fs::create_dir(&cgroup).unwrap();
+        Self {
+            bpf_dir: Path::new("/sys/fs/bpf").join(name),
+            cgroup,
+        }
+    }
+
+    fn options(&self, attach: AttachMode) -> Options {
+        Options {
+            bpf_dir: self.bpf_dir.clone(),
+            cgroup: Some(self.cgroup.clone()),
+            socket_lb: SocketLb::Host,
+            pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+            interfaces: InterfaceFilter::new(None, Some("right")).unwrap(),
+            attach,
+            log_level: BpfLogLevel::Off,
+            capacities: Capacities {
+                frontends: 64,
+                backends: 64,
+                rewrites: 1_024,
+                services: 64,
+            },
+        }
+    }
+
+    fn pins(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(Pins::new(&self.bpf_dir).links)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.contains('-'))
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Err(error) = cleanup(&self.bpf_dir) {
+            eprintln!("cleanup: {error}");
+        }
+        let _gone = fs::remove_dir(&self.cgroup);
+    }
+}
+
+fn index(name: &str) -> u32 {
+    // The thread's own namespace; `/sys` would show the one it was mounted in.
+    let text = ip(&format!("-o link show {name}"));
+    text.split(':').next().unwrap().parse().unwrap()
+}
+
+/// The namespace's interfaces as netlink would report them.
+fn network() -> Network {
+    let link = |name: &str, addresses: &[&str]| LinkInfo {
+        name: name.to_owned(),
+        has_ethernet: name != "lo",
+        loopback: name == "lo",
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        addresses: addresses
+            .iter()
+            .map(|ip| LinkAddress {
+                ip: ip.parse().unwrap(),
+                global: true,
+                preferred: true,
+            })
+            .collect(),
+        ..LinkInfo::default()
+    };
+    let mut network = Network::default();
+    network.links.insert(index("lo"), link("lo", &["127.0.0.1"]));
+    network.links.insert(index("left"), link("left", &["192.0.2.1"]));
+    network.links.insert(index("right"), link("right", &[]));
+    // Gone between event and attach.
+    network.links.insert(9_999, link("ghost", &[]));
+    network
+}
+
+fn service() -> (ServicePortName, ServicePortPlan) {
+    let backend = |last| Backend {
+        addr: Addr4([10, 0, 0, last]),
+        port: Port::new(53),
+        flags: 0,
+    };
+    let plan = ServicePortPlan {
+        v4: FamilyPlan {
+            frontends: vec![FrontendPlan {
+                addr: Addr4([10, 96, 0, 10]),
+                port: Port::new(53),
+                flags: 1,
+            }],
+            cluster: Endpoints {
+                selectable: vec![backend(1), backend(2)],
+                keep: vec![backend(3)],
+            },
+            has_endpoints: true,
+            ..FamilyPlan::default()
+        },
+        ..ServicePortPlan::default()
+    };
+    let name = ServicePortName {
+        namespace: "kube-system".to_owned(),
+        name: "kube-dns".to_owned(),
+        port: "dns".to_owned(),
+        protocol: Protocol::Udp,
+    };
+    (name, plan)
+}
+
+fn assert_ok(report: &SyncReport) {
+    assert_eq!(report.failed, []);
+}
+
+#[test]
+fn restart_adopts_everything_and_cleanup_leaves_nothing() {
+    in_namespace(|bed| {
+        let (name, plan) = service();
+        let mut first = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        assert_ok(&first.apply(vec![(name.clone(), Some(plan.clone()))]));
+        assert_ok(&first.complete());
+        assert_ok(&first.set_network(&network()));
+        first.tick();
+        let busy = Datapath::open(bed.options(AttachMode::Auto)).err().unwrap();
+        assert!(busy.to_string().contains(&bed.bpf_dir.display().to_string()), "{busy}");
+        let key = FrontendKey::new(Addr4([10, 96, 0, 10]), Port::new(53), 17);
+        let frontend = first.tables.v4.frontends.get(&key).unwrap().unwrap();
+        assert_eq!(
+            FamilyTables::<Addr4>::backends(&first.tables, frontend.cluster.first, 3).unwrap()[2]
+                .addr
+                .0[3],
+            3
+        );
+        assert_eq!(
+            bed.pins(),
+            [
+                format!("{}-egress", index("left")),
+                format!("{}-ingress", index("left"))
+            ]
+        );
+        let maps = Pins::new(&bed.bpf_dir).maps;
+        for (map, field) in [
+            ("FRONTENDS4", "generation"),
+            ("SERVICES", "port_name"),
+            ("LINKS", "addr4"),
+        ] {
+            let dump = run("bpftool", &format!("map dump pinned {}", maps.join(map).display()));
+            assert!(dump.contains(field), "bpftool names the fields of {map}: {dump}");
+        }
+        drop(first);
+
+        let mut second = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        let report = second.apply(vec![(name, Some(plan))]);
+        assert_ok(&report);
+        assert_eq!((report.written, report.deleted), (0, 0));
+        let report = second.complete();
+        assert_eq!((report.written, report.deleted), (0, 0));
+        let report = second.set_network(&network());
+        assert_ok(&report);
+        assert_eq!((report.written, report.deleted), (0, 0));
+        let stats = second.stats();
+        assert_eq!((stats.programs_on_interfaces, stats.programs_on_cgroup), (2, 8));
+        drop(second);
+
+        cleanup(&bed.bpf_dir).unwrap();
+        assert!(!bed.bpf_dir.exists());
+    });
+}
+
+#[test]
+fn modes_replace_each_other_and_foreign_filters_stay() {
+    in_namespace(|bed| {
+        run("tc", "qdisc add dev left clsact");
+        // Classic bytecode that lets everything through, in a file because `run` splits at spaces.
+        fs::write("/tmp/ebpf-proxy-test-bytecode", "1,6 0 0 4294967295").unwrap();
+        run(
+            "tc",
+            "filter add dev left egress prio 7 handle 9 bpf bytecode-file /tmp/ebpf-proxy-test-bytecode flowid 1:1",
+        );
+        fs::remove_file("/tmp/ebpf-proxy-test-bytecode").unwrap();
+        let ours = || run("tc", "filter show dev left egress").contains("0x70726f78");
+        let open = |mode| {
+            let mut datapath = Datapath::open(bed.options(mode)).unwrap();
+            assert_ok(&datapath.set_network(&network()));
+            datapath
+        };
+        drop(open(AttachMode::Classic));
+        assert!(ours(), "{}", run("tc", "filter show dev left egress"));
+        assert!(bed.pins().is_empty());
+        drop(open(AttachMode::Tcx));
+        assert!(!ours());
+        assert_eq!(bed.pins().len(), 2);
+        let mut classic = open(AttachMode::Classic);
+        assert!(ours());
+        assert!(bed.pins().is_empty());
+        run("tc", "filter del dev left egress prio 1");
+        assert!(!ours());
+        classic.repaired -= REPAIR_INTERVAL;
+        classic.tick();
+        assert!(ours(), "repaired");
+        drop(classic);
+        cleanup(&bed.bpf_dir).unwrap();
+        assert!(!ours());
+        assert!(
+            run("tc", "filter show dev left egress").contains("handle 0x9"),
+            "foreign filter"
+        );
+        run("tc", "qdisc del dev left clsact");
+    });
+}
+
+#[test]
+fn a_detached_link_is_attached_again() {
+    in_namespace(|bed| {
+        let mut datapath = Datapath::open(bed.options(AttachMode::Tcx)).unwrap();
+        assert_ok(&datapath.set_network(&network()));
+        for pin in [format!("{}-ingress", index("left")), "connect4".to_owned()] {
+            let path = Pins::new(&bed.bpf_dir).links.join(pin);
+            let link = sys::open_pin(&path).unwrap();
+            let target = sys::link_target(link.as_fd()).unwrap();
+            sys::detach_link(link.as_fd()).unwrap();
+            assert_ne!(sys::link_target(link.as_fd()).unwrap(), target);
+            datapath.repaired -= REPAIR_INTERVAL;
+            datapath.tick();
+            let link = sys::open_pin(&path).unwrap();
+            assert_eq!(sys::link_target(link.as_fd()).unwrap(), target);
+        }
+    });
+}
+
+#[test]
+fn a_map_of_another_shape_is_refused_and_another_size_is_kept() {
+    in_namespace(|bed| {
+        let mut options = bed.options(AttachMode::Auto);
+        drop(Datapath::open(options.clone()).unwrap());
+        options.capacities.frontends = 128;
+        let datapath = Datapath::open(options.clone()).unwrap();
+        assert_eq!(datapath.tables.v4.frontends.capacity(), 64);
+        drop(datapath);
+        let maps = Pins::new(&bed.bpf_dir).maps;
+        fs::remove_file(maps.join("SERVICES")).unwrap();
+        fs::rename(maps.join("LINKS"), maps.join("SERVICES")).unwrap();
+        let error = Datapath::open(options).err().unwrap();
+        assert!(error.to_string().contains("proxy-agent cleanup"), "{error}");
+    });
+}
+
+#[test]
+fn udp_flows_leave_with_their_backend() {
+    in_namespace(|bed| {
+        let (name, mut plan) = service();
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        datapath.complete();
+        datapath.apply(vec![(name.clone(), Some(plan.clone()))]);
+        let vip = FrontendKey::new(Addr4([10, 96, 0, 10]), Port::new(53), 17);
+        let id = datapath.tables.v4.frontends.get(&vip).unwrap().unwrap().service;
+        // One flow to each backend.
+        let client = Addr4([10, 0, 9, 9]);
+        for last in 1..=3 {
+            let key = RewriteKey::new(
+                client,
+                Port::new(4_000 + u16::from(last)),
+                vip.addr,
+                vip.port,
+                17,
+                HOOK_INGRESS,
+            );
+            let mut there = key.rewrite_to(
+                client,
+                key.src_port,
+                Addr4([10, 0, 0, last]),
+                vip.port,
+                proxy_common::rewrite::Meta::default(),
+            );
+            (there.kind, there.service) = (KIND_REQUEST, id);
+            let back_key = key.partner(&there);
+            let mut back = back_key.rewrite_to(
+                vip.addr,
+                vip.port,
+                client,
+                key.src_port,
+                proxy_common::rewrite::Meta::default(),
+            );
+            (back.kind, back.service) = (KIND_REPLY, id);
+            let map = aya::maps::MapData::from_pin(Pins::new(&bed.bpf_dir).maps.join("REWRITES4")).unwrap();
+            sys::update(map.fd().as_fd(), &key, &there).unwrap();
+            sys::update(map.fd().as_fd(), &back_key, &back).unwrap();
+        }
+        assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 6);
+        // The second one terminates and is kept, the third one is gone.
+        let gone = plan.v4.cluster.selectable.remove(1);
+        plan.v4.cluster.keep = vec![gone];
+        let report = datapath.apply(vec![(name.clone(), Some(plan))]);
+        assert_ok(&report);
+        assert_eq!(report.flows_removed, 1);
+        assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 4);
+        // Without the service nothing is left.
+        let report = datapath.apply(vec![(name, None)]);
+        assert_eq!(report.flows_removed, 2);
+        assert_eq!(datapath.tables.v4.rewrites.all().unwrap().len(), 0);
+    });
+}
+
+#[test]
+fn programs_can_be_loaded_with_logging() {
+    in_namespace(|bed| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let mut options = bed.options(AttachMode::Auto);
+        options.log_level = BpfLogLevel::Trace;
+        let _inside = runtime.enter();
+        drop(Datapath::open(options).unwrap());
+    });
+}
+
+#[test]
+fn a_walk_in_chunks_sees_every_entry_once() {
+    in_namespace(|bed| {
+        const ENTRIES: u32 = 9_000;
+        let mut options = bed.options(AttachMode::Auto);
+        // An LRU map evicts before it is quite full.
+        options.capacities.rewrites = 4 * ENTRIES;
+        let datapath = Datapath::open(options).unwrap();
+        let map = aya::maps::MapData::from_pin(Pins::new(&bed.bpf_dir).maps.join("REWRITES4")).unwrap();
+        for number in 0..ENTRIES {
+            let client = Addr4(number.to_be_bytes());
+            let key = RewriteKey::new(client, Port::new(1), client, Port::new(2), 6, HOOK_INGRESS);
+            let value = key.rewrite_to(
+                client,
+                Port::new(1),
+                client,
+                Port::new(3),
+                proxy_common::rewrite::Meta::default(),
+            );
+            sys::update(map.fd().as_fd(), &key, &value).unwrap();
+        }
+        let mut found: Vec<_> = datapath.tables.v4.rewrites.all().unwrap();
+        assert_eq!(found.len(), ENTRIES as usize);
+        found.sort_by_key(|(key, _)| *key);
+        found.dedup_by_key(|(key, _)| *key);
+        assert_eq!(found.len(), ENTRIES as usize);
+        assert!(
+            found
+                .iter()
+                .all(|(key, value)| value.src == key.src && value.dst_port == Port::new(3))
+        );
+    });
+}
+
+#[test]
+fn inspection_needs_no_agent() {
+    in_namespace(|bed| {
+        use crate::inspect::{self, Filter, Output};
+        let missing = inspect::services(&bed.bpf_dir, &Filter::default(), Output::Table).unwrap_err();
+        assert!(missing.to_string().contains("--bpf-dir"), "{missing}");
+        let (name, plan) = service();
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+        let list = || inspect::services(&bed.bpf_dir, &Filter::default(), Output::Table).unwrap();
+        let with_agent = list();
+        drop(datapath);
+        assert_eq!(list(), with_agent);
+        assert_eq!(
+            with_agent,
+            "NAMESPACE     NAME       PORT   PROTOCOL   FRONTENDS       ENDPOINTS\n\
+             kube-system   kube-dns   dns    UDP        10.96.0.10:53   2\n"
+        );
+        let details = inspect::service(&bed.bpf_dir, "kube-system", "kube-dns", Output::Table).unwrap();
+        assert!(details.contains("10.0.0.3:53   kept"), "{details}");
+        assert!(inspect::service(&bed.bpf_dir, "kube-system", "none", Output::Table).is_err());
+        assert_eq!(
+            inspect::connections(&bed.bpf_dir, &Filter::default(), Output::Json).unwrap(),
+            "[]\n"
+        );
+    });
+}

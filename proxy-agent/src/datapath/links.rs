@@ -1,0 +1,410 @@
+//! Attaches the packet programs to interfaces and keeps `LINKS` and `NODE_ADDRS4/6` in step with netlink.
+//!
+//! Both directions are attached before all foreign programs (tcx: first; classic: priority 1), so that none of them can end the
+//! chain before a service's packet was translated; ours end with "next", so that foreign ones still run. Links are pinned as
+//! `<ifindex>-ingress|egress`; on restart the program of a pinned link is replaced in one step. When the mode changes, the other
+//! mode's attachments go only after the new ones are in place. An interface that vanishes meanwhile is no error.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::link::{LINK_NO_ETHERNET, Link, NodeAddr};
+use proxy_common::names;
+
+use super::classic::{Classic, Filter};
+use super::error::{DatapathError, TableError};
+use super::loader::Programs;
+use super::options::{AttachMode, InterfaceFilter};
+use super::sync::SyncReport;
+use super::sys::{self, LinkTarget};
+use super::tables::{FamilyTables, Tables};
+use crate::netlink::{LinkInfo, Network};
+
+/// The two hooks, in the order in which they are attached: replies must be known before requests are translated.
+const DIRECTIONS: [(bool, &str); 2] = [(true, "egress"), (false, "ingress")];
+
+/// Attachments, and what the maps say about interfaces.
+pub(super) struct Links {
+    filter: InterfaceFilter,
+    tcx: bool,
+    dir: PathBuf,
+    classic: Classic,
+    attached: BTreeMap<u32, Attached>,
+    /// Interfaces we leave alone, seen already.
+    ignored: BTreeSet<u32>,
+    links: BTreeMap<u32, Link>,
+    node_addrs4: HashMap<Addr4, NodeAddr>,
+    node_addrs6: HashMap<Addr6, NodeAddr>,
+    /// What netlink said last.
+    network: Option<Network>,
+    /// Something has to be tried again.
+    pending: bool,
+}
+
+/// The hooks of one interface.
+struct Attached {
+    name: String,
+    ethernet: bool,
+    /// tcx links by direction; empty with classic filters.
+    links: Vec<(PathBuf, OwnedFd)>,
+}
+
+impl Links {
+    /// Chooses the mode and takes over what the maps hold.
+    pub(super) fn open(
+        filter: InterfaceFilter,
+        mode: AttachMode,
+        dir: &Path,
+        tables: &impl Tables,
+    ) -> Result<Self, DatapathError> {
+        let tcx = match mode {
+            AttachMode::Classic => false,
+            AttachMode::Auto => has_tcx(),
+            AttachMode::Tcx if has_tcx() => true,
+            AttachMode::Tcx => {
+                return Err(DatapathError::Missing {
+                    what: "tcx (Linux 6.6)".to_owned(),
+                    remedy: "use --attach auto or classic".to_owned(),
+                });
+            }
+        };
+        let table =
+            |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
+        Ok(Self {
+            filter,
+            tcx,
+            dir: dir.to_owned(),
+            classic: Classic::open().map_err(DatapathError::call("opening", "an rtnetlink socket"))?,
+            attached: BTreeMap::new(),
+            ignored: BTreeSet::new(),
+            links: tables.links().map_err(table)?.into_iter().collect(),
+            node_addrs4: tables.node_addrs().map_err(table)?.into_iter().collect(),
+            node_addrs6: tables.node_addrs().map_err(table)?.into_iter().collect(),
+            network: None,
+            pending: false,
+        })
+    }
+
+    /// Programs on interfaces.
+    pub(super) fn attached(&self) -> usize {
+        self.attached.len() * DIRECTIONS.len()
+    }
+
+    /// `tcx` or `classic`.
+    pub(super) fn mode(&self) -> &'static str {
+        if self.tcx { "tcx" } else { "classic" }
+    }
+
+    /// Brings maps and attachments in step with the interfaces.
+    pub(super) fn set_network(
+        &mut self,
+        network: &Network,
+        programs: &Programs,
+        tables: &mut impl Tables,
+        report: &mut SyncReport,
+    ) {
+        let failures = report.failed.len();
+        self.write_links(network, tables, report);
+        write_node_addrs(&mut self.node_addrs4, network, tables, report);
+        write_node_addrs(&mut self.node_addrs6, network, tables, report);
+        for (ifindex, info) in &network.links {
+            let result = if self.accepts(info) {
+                self.attach(*ifindex, info, programs)
+            } else {
+                self.ignore(*ifindex)
+            };
+            if let Err(error) = result
+                && error.raw_os_error() != Some(libc::ENODEV)
+            {
+                report.fail(format!("interface {} ({ifindex})", info.name), error);
+            }
+        }
+        self.attached.retain(|ifindex, _| network.links.contains_key(ifindex));
+        self.ignored.retain(|ifindex| network.links.contains_key(ifindex));
+        if let Err(error) = self.remove_stale_pins() {
+            report.fail(format!("pins in {}", self.dir.display()), error);
+        }
+        self.pending = report.failed.len() > failures;
+        self.network = Some(network.clone());
+    }
+
+    /// Attaches again what somebody took away (S164), and tries again what failed.
+    pub(super) fn repair(&mut self, programs: &Programs, tables: &mut impl Tables, report: &mut SyncReport) {
+        let Some(network) = self.network.take() else { return };
+        let mut lost: Vec<u32> = self.attached.keys().copied().collect();
+        lost.retain(|ifindex| !self.is_intact(*ifindex));
+        for ifindex in &lost {
+            if let Some(attached) = self.attached.remove(ifindex) {
+                tracing::warn!(
+                    ifindex,
+                    interface = attached.name,
+                    "programs were taken away, attaching them again"
+                );
+            }
+        }
+        if self.pending || !lost.is_empty() {
+            self.set_network(&network, programs, tables, report);
+        } else {
+            self.network = Some(network);
+        }
+    }
+
+    fn is_intact(&mut self, ifindex: u32) -> bool {
+        let Some(attached) = self.attached.get(&ifindex) else {
+            return true;
+        };
+        if self.tcx {
+            attached.links.iter().all(|(pin, link)| {
+                pin.exists()
+                    && sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex))
+            })
+        } else {
+            DIRECTIONS.iter().all(|(egress, _)| {
+                let filters = self.classic.filters(ifindex, *egress);
+                filters.is_ok_and(|filters| filters.iter().any(Filter::is_ours))
+            })
+        }
+    }
+
+    fn accepts(&self, info: &LinkInfo) -> bool {
+        !info.loopback && self.filter.accepts(&info.name)
+    }
+
+    fn attach(&mut self, ifindex: u32, info: &LinkInfo, programs: &Programs) -> io::Result<()> {
+        let known = self.attached.get(&ifindex);
+        if known.is_some_and(|known| known.ethernet == info.has_ethernet) {
+            return Ok(());
+        }
+        let names = if info.has_ethernet {
+            [names::TC_EGRESS, names::TC_INGRESS]
+        } else {
+            [names::TC_EGRESS_L3, names::TC_INGRESS_L3]
+        };
+        let mut links = Vec::new();
+        for ((egress, direction), name) in DIRECTIONS.into_iter().zip(names) {
+            let program = programs
+                .get(name)
+                .ok_or_else(|| io::Error::other(format!("program {name} is not loaded")))?;
+            let pin = self.dir.join(format!("{ifindex}-{direction}"));
+            if self.tcx {
+                links.push((pin.clone(), attach_tcx(&pin, ifindex, egress, program)?));
+            } else {
+                self.classic.attach(ifindex, egress, program, name)?;
+                remove_pin(&pin)?;
+            }
+        }
+        if self.tcx {
+            self.detach_classic(ifindex)?;
+        }
+        tracing::info!(ifindex, interface = info.name, mode = self.mode(), "programs attached");
+        self.ignored.remove(&ifindex);
+        self.attached.insert(
+            ifindex,
+            Attached {
+                name: info.name.clone(),
+                ethernet: info.has_ethernet,
+                links,
+            },
+        );
+        Ok(())
+    }
+
+    /// Takes our programs off an interface that is not to have them, whoever put them there.
+    fn ignore(&mut self, ifindex: u32) -> io::Result<()> {
+        if self.ignored.contains(&ifindex) {
+            return Ok(());
+        }
+        self.attached.remove(&ifindex);
+        self.detach_classic(ifindex)?;
+        for (_, direction) in DIRECTIONS {
+            remove_pin(&self.dir.join(format!("{ifindex}-{direction}")))?;
+        }
+        self.ignored.insert(ifindex);
+        Ok(())
+    }
+
+    fn detach_classic(&mut self, ifindex: u32) -> io::Result<()> {
+        let mut removed = false;
+        for (egress, _) in DIRECTIONS {
+            removed |= self.classic.detach(ifindex, egress)?;
+        }
+        if removed {
+            self.classic.remove_empty_qdisc(ifindex)?;
+        }
+        Ok(())
+    }
+
+    /// Pins of interfaces that are gone, or whose index belongs to nobody we attach to.
+    fn remove_stale_pins(&self) -> io::Result<()> {
+        for entry in fs::read_dir(&self.dir)? {
+            let path = entry?.path();
+            if interface_of(&path).is_some_and(|ifindex| !self.attached.contains_key(&ifindex)) {
+                remove_pin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_links(&mut self, network: &Network, tables: &mut impl Tables, report: &mut SyncReport) {
+        let primary4 = node_primary(network, network.default_link4, IpAddr::is_ipv4);
+        let primary6 = node_primary(network, network.default_link6, IpAddr::is_ipv6);
+        let wanted: BTreeMap<u32, Link> = network
+            .links
+            .iter()
+            .filter(|(_, info)| self.accepts(info))
+            .map(|(ifindex, info)| {
+                let link = Link {
+                    flags: if info.has_ethernet { 0 } else { LINK_NO_ETHERNET },
+                    addr4: source_address(info.primary(IpAddr::is_ipv4).or(primary4)),
+                    addr6: source_address(info.primary(IpAddr::is_ipv6).or(primary6)),
+                    mac: info.mac.filter(|_| info.has_ethernet).unwrap_or_default(),
+                    pad: [0; 2],
+                };
+                (*ifindex, link)
+            })
+            .collect();
+        for (ifindex, link) in &wanted {
+            if self.links.get(ifindex) == Some(link) {
+                continue;
+            }
+            match tables.set_link(*ifindex, link) {
+                Ok(()) => {
+                    report.written += 1;
+                    self.links.insert(*ifindex, *link);
+                }
+                Err(error) => report.fail(format!("interface {ifindex}"), error),
+            }
+        }
+        let gone: Vec<u32> = self
+            .links
+            .keys()
+            .filter(|ifindex| !wanted.contains_key(ifindex))
+            .copied()
+            .collect();
+        for ifindex in gone {
+            match tables.remove_link(ifindex) {
+                Ok(()) => {
+                    report.deleted += 1;
+                    self.links.remove(&ifindex);
+                }
+                Err(error) => report.fail(format!("interface {ifindex}"), error),
+            }
+        }
+    }
+}
+
+/// The kernel knows the hook even where nothing is attached to it.
+fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
+/// The node's address for interfaces that have none: that of the default route's interface, else the first global one.
+fn node_primary(network: &Network, default: Option<u32>, is_family: fn(&IpAddr) -> bool) -> Option<IpAddr> {
+    let default = default.and_then(|ifindex| network.links.get(&ifindex));
+    default
+        .into_iter()
+        .chain(network.links.values())
+        .find_map(|info| info.primary(is_family).filter(|ip| !ip.is_loopback()))
+}
+
+fn source_address<A: Address>(ip: Option<IpAddr>) -> A {
+    ip.and_then(A::from_ip).unwrap_or_else(bytemuck::Zeroable::zeroed)
+}
+
+/// Every local address but the loopback ones, which never leave the node.
+fn write_node_addrs<A: Address>(
+    held: &mut HashMap<A, NodeAddr>,
+    network: &Network,
+    tables: &mut impl FamilyTables<A>,
+    report: &mut SyncReport,
+) {
+    let mut wanted: HashMap<A, NodeAddr> = HashMap::new();
+    for (ifindex, info) in &network.links {
+        for address in info.addresses.iter().filter(|address| !address.ip.is_loopback()) {
+            if let Some(addr) = A::from_ip(address.ip) {
+                wanted.entry(addr).or_insert(NodeAddr { ifindex: *ifindex });
+            }
+        }
+    }
+    for (addr, value) in &wanted {
+        if held.get(addr) == Some(value) {
+            continue;
+        }
+        match tables.set_node_addr(addr, value) {
+            Ok(()) => {
+                report.written += 1;
+                held.insert(*addr, *value);
+            }
+            Err(error) => report.fail(format!("local address {addr}"), error),
+        }
+    }
+    held.retain(|addr, _| {
+        if wanted.contains_key(addr) {
+            return true;
+        }
+        match tables.remove_node_addr(addr) {
+            Ok(()) => {
+                report.deleted += 1;
+                false
+            }
+            Err(error) => {
+                report.fail(format!("local address {addr}"), error);
+                true
+            }
+        }
+    });
+}
+
+/// Puts the program into the pinned link, or makes and pins a new one.
+fn attach_tcx(pin: &Path, ifindex: u32, egress: bool, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    if let Ok(link) = sys::open_pin(pin) {
+        if sys::link_target(link.as_fd())? == LinkTarget::Interface(ifindex) {
+            sys::update_link(link.as_fd(), program)?;
+            return Ok(link);
+        }
+        // The interface of that index is another one by now, or somebody detached the link.
+        remove_pin(pin)?;
+    }
+    let link = sys::attach_tcx(program, ifindex, egress)?;
+    sys::pin(link.as_fd(), pin)?;
+    Ok(link)
+}
+
+/// Detaches and removes a pinned link, if there is one.
+pub(super) fn remove_pin(pin: &Path) -> io::Result<bool> {
+    if let Ok(link) = sys::open_pin(pin) {
+        // Other holders of the link would otherwise keep it attached. A link whose target is gone says ENOLINK or the like.
+        let _detached_already = sys::detach_link(link.as_fd());
+    }
+    match fs::remove_file(pin) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The interface index in the name of a pin.
+pub(super) fn interface_of(pin: &Path) -> Option<u32> {
+    let (ifindex, direction) = pin.file_name()?.to_str()?.split_once('-')?;
+    let known = DIRECTIONS.iter().any(|(_, name)| *name == direction);
+    known.then(|| ifindex.parse().ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_of_interfaces_are_told_from_others() {
+        assert_eq!(interface_of(Path::new("/x/12-ingress")), Some(12));
+        assert_eq!(interface_of(Path::new("/x/12-egress")), Some(12));
+        assert_eq!(interface_of(Path::new("/x/connect4")), None);
+        assert_eq!(interface_of(Path::new("/x/12-other")), None);
+    }
+}

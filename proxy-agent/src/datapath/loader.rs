@@ -1,0 +1,384 @@
+//! From the embedded object to verified programs and pinned maps. Called once by `Datapath::open`, before anything is attached.
+//!
+//! What must stay true: programs are loaded and verified before any link is touched; a pinned map is reused only if its shape is
+//! the one the programs were built for; one agent per pin directory.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use aya::maps::MapInfo;
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
+use aya_log::EbpfLogger;
+use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::config::{self, Prefix};
+use proxy_common::names;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::error::DatapathError;
+use super::options::{BpfLogLevel, Options, SocketLb};
+use super::{probe, sys};
+
+/// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
+
+/// How long an agent that is ending is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// Time between two looks at the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// A type of the kernel contract as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(crate) struct Plain<T>(pub(crate) T);
+
+// SAFETY: bytemuck's `Pod` promises what aya asks for: no padding, any bit pattern valid; the wrapper is transparent.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
+
+/// Where things are pinned.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    /// `<bpf-dir>`.
+    pub(crate) base: PathBuf,
+    /// `<bpf-dir>/v<LAYOUT_VERSION>`.
+    pub(crate) root: PathBuf,
+    /// The maps, by name.
+    pub(crate) maps: PathBuf,
+    /// The links: `<ifindex>-ingress`, `<ifindex>-egress`, or the name of a socket program.
+    pub(crate) links: PathBuf,
+}
+
+impl Pins {
+    pub(crate) fn new(bpf_dir: &Path) -> Self {
+        let root = bpf_dir.join(format!("v{}", names::LAYOUT_VERSION));
+        Self {
+            base: bpf_dir.to_owned(),
+            maps: root.join("maps"),
+            links: root.join("links"),
+            root,
+        }
+    }
+}
+
+/// Names of all pinned maps.
+pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
+    [
+        names::FRONTENDS,
+        names::BACKENDS,
+        names::REWRITES,
+        names::NODE_ADDRS,
+        names::SOCKETS,
+    ]
+    .into_iter()
+    .flatten()
+    .chain([names::LINKS, names::SERVICES, names::REASONS])
+}
+
+/// Loaded programs by name.
+pub(crate) struct Programs {
+    fds: HashMap<String, OwnedFd>,
+}
+
+impl Programs {
+    /// The program, if it was asked for at load.
+    pub(crate) fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        self.fds.get(name).map(AsFd::as_fd)
+    }
+
+    /// Programs in the kernel.
+    pub(crate) fn len(&self) -> usize {
+        self.fds.len()
+    }
+}
+
+/// What stays open while the agent runs.
+pub(crate) struct Loaded {
+    pub(crate) programs: Programs,
+    pub(crate) pins: Pins,
+    /// Held for its lock: a second agent with the same directory is refused.
+    _lock: File,
+    _logging: Option<Logging>,
+}
+
+/// Makes the directories, checks what is pinned, loads and verifies the programs.
+pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
+    if OBJECT.is_empty() {
+        return Err(DatapathError::NoObject);
+    }
+    let kernel = probe::requirements(&options.bpf_dir)?;
+    let pins = Pins::new(&options.bpf_dir);
+    for dir in [&pins.maps, &pins.links] {
+        fs::create_dir_all(dir).map_err(DatapathError::call("creating the directory", dir.display()))?;
+    }
+    let lock = lock(&pins.base)?;
+    let sizes = map_sizes(&pins, options)?;
+    let ports = probe::masquerade_ports();
+    let constants = Constants {
+        pod_cidr4: Plain(prefix(&options.pod_cidrs)),
+        pod_cidr6: Plain(prefix(&options.pod_cidrs)),
+        host_netns: sys::netns_cookie()
+            .map_err(DatapathError::call("SO_NETNS_COOKIE", "the agent's network namespace"))?,
+        socket_pods: u32::from(options.socket_lb == SocketLb::All),
+        have_set_retval: u32::from(kernel >= KernelVersion::new(5, 18, 0)),
+        have_csum_ipv6: u32::from(kernel >= KernelVersion::new(6, 16, 0)),
+        port_first: ports.start,
+        port_count: ports.end - ports.start,
+        log_level: options.log_level as u8,
+    };
+    tracing::info!(
+        port_first = constants.port_first,
+        port_count = constants.port_count,
+        set_retval = constants.have_set_retval,
+        csum_ipv6 = constants.have_csum_ipv6,
+        host_netns = constants.host_netns,
+        "constants of the programs"
+    );
+    let mut ebpf = load_object(&pins, &sizes, &constants)?;
+    let programs = load_programs(&mut ebpf, options.socket_lb)?;
+    let logging = start_logging(&mut ebpf, options.log_level);
+    tracing::info!(programs = programs.len(), pins = %pins.root.display(), "programs verified");
+    Ok(Loaded {
+        programs,
+        pins,
+        _lock: lock,
+        _logging: logging,
+    })
+}
+
+/// Takes the lock of the pin directory. The kernel releases it when the agent ends, however it ends; one that is just ending is
+/// waited for.
+pub(crate) fn lock(dir: &Path) -> Result<File, DatapathError> {
+    let file = File::open(dir).map_err(DatapathError::call("opening the directory", dir.display()))?;
+    let started = Instant::now();
+    loop {
+        // SAFETY: no pointers; the descriptor is open.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(file);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::WouldBlock {
+            return Err(DatapathError::call("flock", dir.display())(error));
+        }
+        if started.elapsed() > LOCK_PATIENCE {
+            return Err(DatapathError::Busy(dir.to_owned()));
+        }
+        std::thread::sleep(LOCK_INTERVAL);
+    }
+}
+
+/// The sizes to load with: those of `capacities`, or those that the pinned maps have already.
+fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>, DatapathError> {
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| Box::new(aya::EbpfError::from(error)))?;
+    let capacities = options.capacities;
+    let mut sizes: Vec<(&'static str, u32)> = Vec::new();
+    for (pair, size) in [
+        (names::FRONTENDS, capacities.frontends),
+        (names::BACKENDS, capacities.backends),
+        (names::REWRITES, capacities.rewrites),
+    ] {
+        sizes.extend(pair.map(|name| (name, size)));
+    }
+    sizes.push((names::SERVICES, capacities.services));
+    for name in pinned_maps() {
+        let map = object
+            .maps
+            .get(name)
+            .ok_or_else(|| DatapathError::Incomplete(format!("map {name}")))?;
+        let path = pins.maps.join(name);
+        if !path.exists() {
+            continue;
+        }
+        let pinned = MapInfo::from_pin(&path)
+            .map_err(|error| DatapathError::call("opening the pinned map", path.display())(io::Error::other(error)))?;
+        let wanted = Shape {
+            kind: map.map_type(),
+            key: map.key_size(),
+            value: map.value_size(),
+            flags: map.map_flags(),
+        };
+        let found = Shape {
+            kind: pinned.map_type().map_or(u32::MAX, |kind| kind as u32),
+            key: pinned.key_size(),
+            value: pinned.value_size(),
+            flags: pinned.map_flags(),
+        };
+        if found != wanted {
+            return Err(DatapathError::Shape {
+                path,
+                found: found.to_string(),
+                wanted: wanted.to_string(),
+            });
+        }
+        let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
+        let asked = chosen.as_deref().copied().unwrap_or_else(|| map.max_entries());
+        if pinned.max_entries() != asked {
+            tracing::warn!(
+                map = name,
+                kept = pinned.max_entries(),
+                asked,
+                "the pinned map keeps its capacity; `proxy-agent cleanup` before a start changes it"
+            );
+        }
+        match chosen {
+            Some(size) => *size = pinned.max_entries(),
+            None => sizes.push((name, pinned.max_entries())),
+        }
+    }
+    Ok(sizes)
+}
+
+/// What two maps must have in common to be used for one another.
+#[derive(PartialEq, Eq)]
+struct Shape {
+    kind: u32,
+    key: u32,
+    value: u32,
+    flags: u32,
+}
+
+impl std::fmt::Display for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            kind,
+            key,
+            value,
+            flags,
+        } = self;
+        write!(f, "type {kind}, key {key} B, value {value} B, flags {flags:#x}")
+    }
+}
+
+/// The load-time constants; names in `proxy_common::config`.
+struct Constants {
+    pod_cidr4: Plain<Prefix<Addr4>>,
+    pod_cidr6: Plain<Prefix<Addr6>>,
+    host_netns: u64,
+    socket_pods: u32,
+    have_set_retval: u32,
+    have_csum_ipv6: u32,
+    port_first: u32,
+    port_count: u32,
+    log_level: u8,
+}
+
+/// The first prefix of a family, in wire order.
+fn prefix<A: Address>(prefixes: &[ipnet::IpNet]) -> Prefix<A> {
+    prefixes
+        .iter()
+        .find_map(|net| {
+            Some(Prefix {
+                addr: A::from_ip(net.network())?,
+                mask: A::from_ip(net.netmask())?,
+                set: 1,
+            })
+        })
+        .unwrap_or_else(bytemuck::Zeroable::zeroed)
+}
+
+fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in pinned_maps() {
+        loader.map_pin_path(name, pins.maps.join(name));
+    }
+    for (name, size) in sizes {
+        loader.map_max_entries(name, *size);
+    }
+    // A constant that no program uses is not in the object; that is no error.
+    loader
+        .override_global(config::POD_CIDR4, &constants.pod_cidr4, false)
+        .override_global(config::POD_CIDR6, &constants.pod_cidr6, false)
+        .override_global(config::HOST_NETNS, &constants.host_netns, false)
+        .override_global(config::SOCKET_PODS, &constants.socket_pods, false)
+        .override_global(config::HAVE_SET_RETVAL, &constants.have_set_retval, false)
+        .override_global(config::HAVE_CSUM_IPV6, &constants.have_csum_ipv6, false)
+        .override_global(config::PORT_FIRST, &constants.port_first, false)
+        .override_global(config::PORT_COUNT, &constants.port_count, false)
+        .override_global(aya_log::LEVEL, &constants.log_level, false);
+    Ok(loader.load(OBJECT).map_err(Box::new)?)
+}
+
+fn load_programs(ebpf: &mut Ebpf, socket_lb: SocketLb) -> Result<Programs, DatapathError> {
+    let packet = [
+        names::TC_INGRESS,
+        names::TC_EGRESS,
+        names::TC_INGRESS_L3,
+        names::TC_EGRESS_L3,
+    ];
+    let socket: &[&str] = match socket_lb {
+        SocketLb::Off => &[],
+        SocketLb::Host | SocketLb::All => &names::SOCKET_PROGRAMS,
+    };
+    let mut fds = HashMap::new();
+    for name in packet.iter().chain(socket) {
+        let program = ebpf
+            .program_mut(name)
+            .ok_or_else(|| DatapathError::Incomplete(format!("program {name}")))?;
+        let fd = load_program(program).map_err(|source| DatapathError::Program {
+            name: (*name).to_owned(),
+            source: Box::new(source),
+        })?;
+        fds.insert((*name).to_owned(), fd);
+    }
+    Ok(Programs { fds })
+}
+
+fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
+    if let Program::CgroupSockAddr(_) = program {
+        let program: &mut CgroupSockAddr = program.try_into()?;
+        program.load()?;
+    } else {
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load()?;
+    }
+    Ok(program.fd()?.as_fd().try_clone_to_owned()?)
+}
+
+/// The task that turns what the programs say into log records of the agent.
+struct Logging(tokio::task::JoinHandle<()>);
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn start_logging(ebpf: &mut Ebpf, level: BpfLogLevel) -> Option<Logging> {
+    if level == BpfLogLevel::Off {
+        return None;
+    }
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+        tracing::warn!("the programs' log is not read: there is no runtime");
+        return None;
+    };
+    let logger = match EbpfLogger::init(ebpf) {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!(%error, "the programs of this build say nothing");
+            return None;
+        }
+    };
+    Some(Logging(runtime.spawn(async move {
+        // SAFETY: the logger owns the ring buffer's descriptor, always gives the same one, and keeps it open until it is dropped.
+        let registered = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+        let mut logger = match registered {
+            Ok(logger) => logger,
+            Err(error) => return tracing::warn!(%error, "the programs' log cannot be read"),
+        };
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    })))
+}
+
+/// The id by which links name a cgroup: the inode of its directory.
+pub(crate) fn cgroup_id(cgroup: &File) -> io::Result<u64> {
+    Ok(cgroup.metadata()?.ino())
+}

@@ -1,0 +1,196 @@
+//! What the kernel and the machine must provide, found out before anything is changed. Each failure is one sentence that names
+//! what is missing and what to do.
+
+use std::ffi::CString;
+use std::fs;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use aya::util::KernelVersion;
+use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST};
+
+use super::error::DatapathError;
+
+const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270;
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_BPF: u32 = 39;
+
+/// Where nodePorts live unless the API server is told otherwise.
+const NODE_PORTS: Range<u32> = 30_000..32_768;
+/// Ports below are left to servers.
+const FIRST_UNPRIVILEGED_PORT: u32 = 1_024;
+/// Fewer ports than this are not worth searching in.
+const FEWEST_PORTS: u32 = 256;
+
+/// Checks kernel version, capabilities and file system; gives the version.
+pub(super) fn requirements(bpf_dir: &Path) -> Result<KernelVersion, DatapathError> {
+    let kernel = KernelVersion::current().map_err(|error| missing("the kernel's version", error))?;
+    if kernel < OLDEST_KERNEL {
+        return Err(missing("Linux 5.15", format!("this is {kernel:?}, use a newer kernel")));
+    }
+    capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())?;
+    // The directory itself may not exist yet: what counts is the file system it will be made on.
+    let existing = bpf_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    if file_system(existing) != Some(BPF_FS_MAGIC) {
+        return Err(missing(
+            &format!("a BPF file system at --bpf-dir {}", bpf_dir.display()),
+            "mount one with `mount -t bpf bpf /sys/fs/bpf`",
+        ));
+    }
+    Ok(kernel)
+}
+
+fn missing(what: &str, remedy: impl ToString) -> DatapathError {
+    DatapathError::Missing {
+        what: what.to_owned(),
+        remedy: remedy.to_string(),
+    }
+}
+
+fn capabilities(status: &str) -> Result<(), DatapathError> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or_default();
+    let has = |capability: u32| effective >> capability & 1 == 1;
+    if !has(CAP_NET_ADMIN) {
+        return Err(missing("the capability CAP_NET_ADMIN", "run as root or privileged"));
+    }
+    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
+        return Err(missing(
+            "the capability CAP_BPF or CAP_SYS_ADMIN",
+            "run as root or privileged",
+        ));
+    }
+    Ok(())
+}
+
+fn file_system(path: &Path) -> Option<u32> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: an all-zero `statfs` is valid, and both pointers live through the call.
+    let (result, stat) = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        (libc::statfs(path.as_ptr(), &mut stat), stat)
+    };
+    (result == 0).then_some(stat.f_type as u32)
+}
+
+/// The cgroup whose sockets are translated: the given one, or the first cgroup2 mount.
+pub(super) fn cgroup(wanted: Option<&Path>) -> Result<PathBuf, DatapathError> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let path = match wanted {
+        Some(path) => path.to_owned(),
+        None => first_cgroup2(&mounts).ok_or_else(|| {
+            missing(
+                "a cgroup2 mount",
+                "mount one with `mount -t cgroup2 cgroup2 /sys/fs/cgroup`, or use --socket-lb off",
+            )
+        })?,
+    };
+    if file_system(&path) != Some(CGROUP2_SUPER_MAGIC) {
+        return Err(missing(
+            &format!("a cgroup2 directory at --cgroup {}", path.display()),
+            "name one that exists, or use --socket-lb off",
+        ));
+    }
+    Ok(path)
+}
+
+fn first_cgroup2(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let path = fields.nth(1)?;
+        (fields.next()? == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+/// Source ports for masqueraded connections, clear of the node's ephemeral ports and of nodePorts.
+pub(super) fn masquerade_ports() -> Range<u32> {
+    // There is one setting for both families.
+    let setting = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let ports = clear_ports(&setting);
+    if ports.is_none() {
+        tracing::warn!(
+            ip_local_port_range = setting.trim(),
+            "ip_local_port_range leaves no room for masqueraded connections' source ports: some may be shared with sockets of the node"
+        );
+    }
+    ports.unwrap_or(DEFAULT_PORT_FIRST..DEFAULT_PORT_FIRST + DEFAULT_PORT_COUNT)
+}
+
+/// The default, unless `ip_local_port_range` reaches into it: then the largest gap beside it and the nodePorts.
+fn clear_ports(setting: &str) -> Option<Range<u32>> {
+    let mut numbers = setting.split_ascii_whitespace().filter_map(|n| n.parse::<u32>().ok());
+    let (low, high) = numbers.next().zip(numbers.next()).unwrap_or((32_768, 60_999));
+    let default = DEFAULT_PORT_FIRST..DEFAULT_PORT_FIRST + DEFAULT_PORT_COUNT;
+    if high < default.start || low >= default.end {
+        return Some(default);
+    }
+    let mut taken = [NODE_PORTS, low..high + 1];
+    taken.sort_by_key(|range| range.start);
+    let [first, second] = taken;
+    let end = first.end.max(second.end);
+    [
+        FIRST_UNPRIVILEGED_PORT..first.start,
+        first.end..second.start,
+        end..65_536,
+    ]
+    .into_iter()
+    .filter(|gap| gap.end.saturating_sub(gap.start) >= FEWEST_PORTS)
+    .max_by_key(|gap| gap.end - gap.start)
+    // Those next to well-known servers are the least welcome: the upper end of a large gap.
+    .map(|gap| gap.end.saturating_sub(DEFAULT_PORT_COUNT).max(gap.start)..gap.end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_keep_clear_of_others() {
+        assert_eq!(clear_ports("32768\t60999\n"), Some(61_000..65_536));
+        assert_eq!(clear_ports(""), Some(61_000..65_536));
+        for (low, high) in [
+            (1024, 65_535),
+            (32_768, 65_535),
+            (1024, 29_999),
+            (40_000, 61_500),
+            (10_000, 65_535),
+        ] {
+            let Some(ports) = clear_ports(&format!("{low} {high}")) else {
+                assert_eq!((low, high), (1024, 65_535));
+                continue;
+            };
+            assert!(!ports.is_empty() && ports.end <= 65_536);
+            for port in [ports.start, ports.end - 1] {
+                assert!(!(low..=high).contains(&port), "{ports:?} in {low}-{high}");
+                assert!(!NODE_PORTS.contains(&port), "{ports:?} in nodePorts");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_cgroup2_mount_is_found() {
+        let mounts = "tmpfs /sys/fs/cgroup tmpfs rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(first_cgroup2(mounts), Some(PathBuf::from("/sys/fs/cgroup/unified")));
+        assert_eq!(first_cgroup2("proc /proc proc rw 0 0"), None);
+    }
+
+    #[test]
+    fn a_missing_capability_is_named() {
+        assert!(capabilities("CapEff:\t000001ffffffffff\n").is_ok());
+        let error = capabilities("CapEff:\t0000000000000000\n").unwrap_err();
+        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_elsewhere_is_refused() {
+        let error = requirements(Path::new("/tmp/no-bpf-here")).unwrap_err();
+        assert!(error.to_string().contains("mount -t bpf"), "{error}");
+    }
+}

@@ -1,0 +1,325 @@
+//! The pinned maps as the agent reads and writes them. `Tables` is what `sync`, `gc` and `links` work with; its two versions are
+//! the kernel's maps ([`BpfTables`]) and memory (`memory`, for tests). `inspect` opens the kernel's maps read-only.
+
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use aya::maps::{MapData, MapInfo};
+use bytemuck::Pod;
+use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::backend::Backend;
+use proxy_common::frontend::{Frontend, FrontendKey};
+use proxy_common::link::{Link, NodeAddr};
+use proxy_common::names;
+use proxy_common::rewrite::{Rewrite, RewriteKey};
+use proxy_common::service::ServiceInfo;
+
+use super::error::TableError;
+use super::sys::{self, Cursor, MappedArray};
+
+/// Entries read with one system call.
+const CHUNK: u32 = 4_096;
+
+/// One family's maps.
+pub(crate) trait FamilyTables<A: Address> {
+    /// Every frontend.
+    fn frontends(&self) -> Result<Vec<(FrontendKey<A>, Frontend)>, TableError>;
+    /// Writes a frontend as a whole.
+    fn set_frontend(&mut self, key: &FrontendKey<A>, value: &Frontend) -> Result<(), TableError>;
+    /// Removes a frontend; what is gone already is success.
+    fn remove_frontend(&mut self, key: &FrontendKey<A>) -> Result<(), TableError>;
+    /// Slots for backends.
+    fn backend_slots(&self) -> u32;
+    /// Backends of a block of slots.
+    fn backends(&self, first: u32, count: u32) -> Result<Vec<Backend<A>>, TableError>;
+    /// Writes a block of slots that no frontend points to.
+    fn set_backends(&mut self, first: u32, backends: &[Backend<A>]) -> Result<(), TableError>;
+    /// Appends the next entries of the rewrite table; true at its end.
+    fn scan_rewrites(&self, cursor: &mut Cursor, entries: &mut Vec<RewriteEntry<A>>) -> Result<bool, TableError>;
+    /// One entry of the rewrite table.
+    fn rewrite(&self, key: &RewriteKey<A>) -> Result<Option<Rewrite<A>>, TableError>;
+    /// Removes an entry of the rewrite table; false if it was gone.
+    fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError>;
+    /// Every local address.
+    fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError>;
+    /// Writes a local address.
+    fn set_node_addr(&mut self, addr: &A, value: &NodeAddr) -> Result<(), TableError>;
+    /// Removes a local address.
+    fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError>;
+}
+
+/// A row of the rewrite table.
+pub(crate) type RewriteEntry<A> = (RewriteKey<A>, Rewrite<A>);
+
+/// Both families' maps and those without an address.
+pub(crate) trait Tables: FamilyTables<Addr4> + FamilyTables<Addr6> {
+    /// Every service id.
+    fn services(&self) -> Result<Vec<(u32, ServiceInfo)>, TableError>;
+    /// Names a service id.
+    fn set_service(&mut self, id: u32, value: &ServiceInfo) -> Result<(), TableError>;
+    /// Frees a service id.
+    fn remove_service(&mut self, id: u32) -> Result<(), TableError>;
+    /// Every interface.
+    fn links(&self) -> Result<Vec<(u32, Link)>, TableError>;
+    /// Writes an interface.
+    fn set_link(&mut self, ifindex: u32, value: &Link) -> Result<(), TableError>;
+    /// Removes an interface.
+    fn remove_link(&mut self, ifindex: u32) -> Result<(), TableError>;
+}
+
+/// A hash map of the kernel with known layout.
+pub(crate) struct Hash<K, V> {
+    map: MapData,
+    name: &'static str,
+    setting: &'static str,
+    capacity: u32,
+    layout: PhantomData<fn(K) -> V>,
+}
+
+/// Opens a pinned map and checks the sizes that we are going to rely on.
+fn open(dir: &Path, name: &'static str, key: usize, value: usize) -> Result<(MapData, u32), TableError> {
+    let fail = |error: aya::maps::MapError| TableError::Call {
+        map: name,
+        source: io::Error::other(error),
+    };
+    let path = dir.join(name);
+    let info = MapInfo::from_pin(&path).map_err(fail)?;
+    if (info.key_size() as usize, info.value_size() as usize) != (key, value) {
+        return Err(TableError::Call {
+            map: name,
+            source: io::Error::new(io::ErrorKind::InvalidData, "the pinned map has another layout"),
+        });
+    }
+    Ok((MapData::from_pin(&path).map_err(fail)?, info.max_entries()))
+}
+
+impl<K: Pod, V: Pod> Hash<K, V> {
+    fn open(dir: &Path, name: &'static str, setting: &'static str) -> Result<Self, TableError> {
+        let (map, capacity) = open(dir, name, size_of::<K>(), size_of::<V>())?;
+        Ok(Self {
+            map,
+            name,
+            setting,
+            capacity,
+            layout: PhantomData,
+        })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+
+    fn fail(&self, source: io::Error) -> TableError {
+        match source.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => TableError::Full {
+                map: self.name,
+                capacity: self.capacity,
+                setting: self.setting,
+            },
+            _ => TableError::Call { map: self.name, source },
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+        sys::lookup(self.fd(), key).map_err(|error| self.fail(error))
+    }
+
+    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+        sys::update(self.fd(), key, value).map_err(|error| self.fail(error))
+    }
+
+    fn remove(&mut self, key: &K) -> Result<bool, TableError> {
+        sys::delete(self.fd(), key).map_err(|error| self.fail(error))
+    }
+
+    fn scan(&self, cursor: &mut Cursor, entries: &mut Vec<(K, V)>) -> Result<bool, TableError> {
+        sys::lookup_batch(self.fd(), cursor, CHUNK.min(self.capacity), entries).map_err(|error| self.fail(error))
+    }
+
+    pub(crate) fn all(&self) -> Result<Vec<(K, V)>, TableError> {
+        let mut entries = Vec::new();
+        let mut cursor = Cursor::default();
+        while !self.scan(&mut cursor, &mut entries)? {}
+        Ok(entries)
+    }
+}
+
+/// One family's maps in the kernel.
+pub(crate) struct BpfFamily<A> {
+    pub(crate) frontends: Hash<FrontendKey<A>, Frontend>,
+    pub(crate) backends: MappedArray<Backend<A>>,
+    pub(crate) rewrites: Hash<RewriteKey<A>, Rewrite<A>>,
+    pub(crate) node_addrs: Hash<A, NodeAddr>,
+}
+
+impl<A: Address> BpfFamily<A> {
+    fn open(dir: &Path, writable: bool) -> Result<Self, TableError> {
+        let name = names::for_family::<A>(names::BACKENDS);
+        let (map, slots) = open(dir, name, size_of::<u32>(), size_of::<Backend<A>>())?;
+        let backends = MappedArray::new(map.fd().as_fd(), slots, writable)
+            .map_err(|source| TableError::Call { map: name, source })?;
+        Ok(Self {
+            frontends: Hash::open(dir, names::for_family::<A>(names::FRONTENDS), super::FRONTENDS_SETTING)?,
+            backends,
+            rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
+            node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,
+        })
+    }
+}
+
+/// The kernel's maps, opened from their pins.
+pub(crate) struct BpfTables {
+    pub(crate) v4: BpfFamily<Addr4>,
+    pub(crate) v6: BpfFamily<Addr6>,
+    pub(crate) services: Hash<u32, ServiceInfo>,
+    pub(crate) links: Hash<u32, Link>,
+    pub(crate) reasons: MapData,
+}
+
+impl BpfTables {
+    /// Opens every map below `dir`; with `writable == false` nothing can be changed through the backend arrays' memory.
+    pub(crate) fn open(dir: &Path, writable: bool) -> Result<Self, TableError> {
+        Ok(Self {
+            v4: BpfFamily::open(dir, writable)?,
+            v6: BpfFamily::open(dir, writable)?,
+            services: Hash::open(dir, names::SERVICES, super::SERVICES_SETTING)?,
+            links: Hash::open(dir, names::LINKS, "--exclude-interfaces")?,
+            reasons: open(dir, names::REASONS, size_of::<u32>(), size_of::<u64>())?.0,
+        })
+    }
+}
+
+/// Which part of some tables belongs to a family; lets family code be written once over both kinds of tables.
+pub(crate) trait HasFamily<A: Address> {
+    /// The family's maps.
+    type Family;
+    /// The family's maps.
+    fn family(&self) -> &Self::Family;
+    /// The family's maps.
+    fn family_mut(&mut self) -> &mut Self::Family;
+}
+
+impl HasFamily<Addr4> for BpfTables {
+    type Family = BpfFamily<Addr4>;
+    fn family(&self) -> &Self::Family {
+        &self.v4
+    }
+    fn family_mut(&mut self) -> &mut Self::Family {
+        &mut self.v4
+    }
+}
+
+impl HasFamily<Addr6> for BpfTables {
+    type Family = BpfFamily<Addr6>;
+    fn family(&self) -> &Self::Family {
+        &self.v6
+    }
+    fn family_mut(&mut self) -> &mut Self::Family {
+        &mut self.v6
+    }
+}
+
+impl<A: Address> FamilyTables<A> for BpfTables
+where
+    Self: HasFamily<A, Family = BpfFamily<A>>,
+{
+    fn frontends(&self) -> Result<Vec<(FrontendKey<A>, Frontend)>, TableError> {
+        self.family().frontends.all()
+    }
+
+    fn set_frontend(&mut self, key: &FrontendKey<A>, value: &Frontend) -> Result<(), TableError> {
+        self.family_mut().frontends.set(key, value)
+    }
+
+    fn remove_frontend(&mut self, key: &FrontendKey<A>) -> Result<(), TableError> {
+        self.family_mut().frontends.remove(key).map(drop)
+    }
+
+    fn backend_slots(&self) -> u32 {
+        self.family().backends.len()
+    }
+
+    fn backends(&self, first: u32, count: u32) -> Result<Vec<Backend<A>>, TableError> {
+        let backends = &self.family().backends;
+        let end = first.checked_add(count).filter(|end| *end <= backends.len());
+        let slots = end.map(|end| (first..end).filter_map(|slot| backends.get(slot)).collect());
+        slots.ok_or(TableError::OutOfBounds {
+            map: names::for_family::<A>(names::BACKENDS),
+            first,
+            count,
+        })
+    }
+
+    fn set_backends(&mut self, first: u32, values: &[Backend<A>]) -> Result<(), TableError> {
+        let backends = &mut self.family_mut().backends;
+        for (slot, value) in (first..).zip(values) {
+            if !backends.set(slot, *value) {
+                return Err(TableError::OutOfBounds {
+                    map: names::for_family::<A>(names::BACKENDS),
+                    first,
+                    count: values.len() as u32,
+                });
+            }
+        }
+        // The frontend write that publishes the slots is a system call that takes a bucket's lock and releases it again, so no
+        // CPU sees the frontend before the slots. The fence keeps the compiler from moving the stores behind that call.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn scan_rewrites(&self, cursor: &mut Cursor, entries: &mut Vec<RewriteEntry<A>>) -> Result<bool, TableError> {
+        self.family().rewrites.scan(cursor, entries)
+    }
+
+    fn rewrite(&self, key: &RewriteKey<A>) -> Result<Option<Rewrite<A>>, TableError> {
+        self.family().rewrites.get(key)
+    }
+
+    fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
+        self.family_mut().rewrites.remove(key)
+    }
+
+    fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError> {
+        self.family().node_addrs.all()
+    }
+
+    fn set_node_addr(&mut self, addr: &A, value: &NodeAddr) -> Result<(), TableError> {
+        self.family_mut().node_addrs.set(addr, value)
+    }
+
+    fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError> {
+        self.family_mut().node_addrs.remove(addr).map(drop)
+    }
+}
+
+impl Tables for BpfTables {
+    fn services(&self) -> Result<Vec<(u32, ServiceInfo)>, TableError> {
+        self.services.all()
+    }
+
+    fn set_service(&mut self, id: u32, value: &ServiceInfo) -> Result<(), TableError> {
+        self.services.set(&id, value)
+    }
+
+    fn remove_service(&mut self, id: u32) -> Result<(), TableError> {
+        self.services.remove(&id).map(drop)
+    }
+
+    fn links(&self) -> Result<Vec<(u32, Link)>, TableError> {
+        self.links.all()
+    }
+
+    fn set_link(&mut self, ifindex: u32, value: &Link) -> Result<(), TableError> {
+        self.links.set(&ifindex, value)
+    }
+
+    fn remove_link(&mut self, ifindex: u32) -> Result<(), TableError> {
+        self.links.remove(&ifindex).map(drop)
+    }
+}

@@ -1,0 +1,253 @@
+//! Rows as text: aligned columns as kubectl prints them, JSON, or YAML.
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{BackendRow, ConnectionRow, InspectError, ServiceRow};
+
+/// How rows are shown (`-o`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Output {
+    /// Columns for people.
+    #[default]
+    Table,
+    /// More columns.
+    Wide,
+    /// An array of objects.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Columns of a kind of row.
+pub(super) trait Columns: Serialize {
+    /// Headings; those after `narrow` are shown with `-o wide` only.
+    const HEADINGS: &'static [&'static str];
+    /// Columns of the plain table.
+    const NARROW: usize;
+    /// One cell per heading.
+    fn cells(&self) -> Vec<String>;
+}
+
+pub(super) fn render<R: Columns>(rows: &[R], output: Output) -> Result<String, InspectError> {
+    let columns = match output {
+        Output::Json | Output::Yaml => return serialize(&rows, output),
+        Output::Table => R::NARROW,
+        Output::Wide => R::HEADINGS.len(),
+    };
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    table.set_header(R::HEADINGS.iter().take(columns));
+    for row in rows {
+        table.add_row(row.cells().into_iter().take(columns));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 3));
+    }
+    Ok(table.trim_fmt() + "\n")
+}
+
+pub(super) fn serialize(value: &impl Serialize, output: Output) -> Result<String, InspectError> {
+    if output == Output::Yaml {
+        let mut text = String::new();
+        yaml(&serde_json::to_value(value)?, 0, &mut text);
+        return Ok(text);
+    }
+    Ok(serde_json::to_string_pretty(value)? + "\n")
+}
+
+/// Block style for objects and arrays; scalars as JSON writes them, which is YAML too.
+fn yaml(value: &Value, depth: usize, text: &mut String) {
+    let indent = "  ".repeat(depth);
+    match value {
+        Value::Array(items) if !items.is_empty() => {
+            for item in items {
+                let start = text.len();
+                yaml(item, depth + 1, text);
+                // The first line of the item moves up to its dash.
+                text.replace_range(start..start + 2 * depth + 2, &format!("{indent}- "));
+            }
+        }
+        Value::Object(fields) if !fields.is_empty() => {
+            for (name, field) in fields {
+                let is_block = match field {
+                    Value::Array(items) => !items.is_empty(),
+                    Value::Object(fields) => !fields.is_empty(),
+                    _ => false,
+                };
+                let _infallible = write!(text, "{indent}{name}:");
+                if is_block {
+                    text.push('\n');
+                    yaml(field, depth + 1, text);
+                } else {
+                    let _infallible = writeln!(text, " {field}");
+                }
+            }
+        }
+        scalar => {
+            let _infallible = writeln!(text, "{indent}{scalar}");
+        }
+    }
+}
+
+fn or_none(text: &str) -> String {
+    if text.is_empty() {
+        "<none>".to_owned()
+    } else {
+        text.to_owned()
+    }
+}
+
+impl Columns for ServiceRow {
+    const HEADINGS: &'static [&'static str] = &[
+        "NAMESPACE",
+        "NAME",
+        "PORT",
+        "PROTOCOL",
+        "FRONTENDS",
+        "ENDPOINTS",
+        "KEPT",
+        "ID",
+        "POLICY",
+        "AFFINITY",
+        "GENERATION",
+    ];
+    const NARROW: usize = 6;
+
+    fn cells(&self) -> Vec<String> {
+        let list = |show: &dyn Fn(&super::FrontendRow) -> String| {
+            let mut shown: Vec<String> = self.frontends.iter().map(show).collect();
+            shown.dedup();
+            or_none(&shown.join(","))
+        };
+        vec![
+            or_none(&self.namespace),
+            self.name.clone(),
+            or_none(&self.port_name),
+            self.protocol.clone(),
+            list(&|frontend| std::net::SocketAddr::new(frontend.address, frontend.port).to_string()),
+            list(&|frontend| frontend.endpoints.to_string()),
+            list(&|frontend| frontend.kept.to_string()),
+            self.id.to_string(),
+            list(&|frontend| if frontend.internal_local { "Local" } else { "Cluster" }.to_owned()),
+            list(&|frontend| format!("{}s", frontend.affinity_seconds)),
+            list(&|frontend| frontend.generation.to_string()),
+        ]
+    }
+}
+
+impl Columns for BackendRow {
+    const HEADINGS: &'static [&'static str] = &[
+        "NAMESPACE",
+        "SERVICE",
+        "PORT",
+        "PROTOCOL",
+        "ADDRESS",
+        "STATE",
+        "SET",
+        "LOCAL",
+        "TERMINATING",
+    ];
+    const NARROW: usize = 6;
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            or_none(&self.namespace),
+            self.service.clone(),
+            or_none(&self.port_name),
+            self.protocol.clone(),
+            std::net::SocketAddr::new(self.address, self.port).to_string(),
+            self.state.clone(),
+            self.set.clone(),
+            self.local.to_string(),
+            self.terminating.to_string(),
+        ]
+    }
+}
+
+impl Columns for ConnectionRow {
+    const HEADINGS: &'static [&'static str] = &[
+        "PROTOCOL",
+        "CLIENT",
+        "FRONTEND",
+        "BACKEND",
+        "SERVICE",
+        "STATE",
+        "IDLE",
+        "MASQUERADE",
+        "PORT",
+        "ORIGIN",
+    ];
+    const NARROW: usize = 7;
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.protocol.clone(),
+            self.client.to_string(),
+            self.frontend.to_string(),
+            self.backend.to_string(),
+            format!("{}/{}", self.namespace, self.service),
+            self.state.clone(),
+            format!("{}s", self.idle_seconds),
+            self.masquerade
+                .map_or_else(|| "<none>".to_owned(), |source| source.to_string()),
+            or_none(&self.port_name),
+            self.origin.clone(),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> BackendRow {
+        BackendRow {
+            namespace: "kube-system".to_owned(),
+            service: "kube-dns".to_owned(),
+            port_name: String::new(),
+            protocol: "UDP".to_owned(),
+            set: "cluster".to_owned(),
+            address: "fd00::1".parse().unwrap(),
+            port: 53,
+            state: "selectable".to_owned(),
+            local: true,
+            terminating: false,
+        }
+    }
+
+    #[test]
+    fn columns_are_aligned() {
+        assert_eq!(
+            render(&[row()], Output::Table).unwrap(),
+            "NAMESPACE     SERVICE    PORT     PROTOCOL   ADDRESS        STATE\n\
+             kube-system   kube-dns   <none>   UDP        [fd00::1]:53   selectable\n"
+        );
+        assert!(render(&[row()], Output::Wide).unwrap().contains("TERMINATING"));
+    }
+
+    #[test]
+    fn yaml_has_the_fields_of_json() {
+        #[derive(Serialize)]
+        struct Nested {
+            backends: Vec<BackendRow>,
+            none: Vec<u32>,
+            numbers: Vec<u32>,
+        }
+        let nested = Nested {
+            backends: vec![row()],
+            none: Vec::new(),
+            numbers: vec![1, 2],
+        };
+        let text = serialize(&nested, Output::Yaml).unwrap();
+        assert!(text.starts_with("backends:\n  - "), "{text}");
+        assert!(text.contains("\n    service: \"kube-dns\"\n"), "{text}");
+        assert!(text.ends_with("none: []\nnumbers:\n  - 1\n  - 2\n"), "{text}");
+        let json: Value = serde_json::from_str(&render(&[row()], Output::Json).unwrap()).unwrap();
+        assert_eq!(json[0]["portName"], "");
+        assert_eq!(json[0]["address"], "fd00::1");
+    }
+}

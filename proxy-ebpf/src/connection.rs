@@ -1,0 +1,354 @@
+//! Opening a connection: everything that is decided once, when its first packet is seen, and written into the rewrite table
+//! before that packet is changed. Called by the hooks for packets that may open a connection and missed the table.
+//!
+//! Which entries there are and what they look like is in proxy-common's `rewrite`; this module owns their creation. What must
+//! stay true: the entries for replies exist before the one for requests, so that no reply finds the table without its entry; a
+//! tuple is claimed with BPF_NOEXIST, so that two connections never share one.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use proxy_common::addr::{Port, Protocol};
+use proxy_common::backend::Backend;
+use proxy_common::reason::Reason;
+use proxy_common::rewrite::{
+    HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
+    REWRITE_REROUTE, REWRITE_SAME_HOOK, REWRITE_TO_INGRESS, Rewrite, RewriteKey, STATE_FIN, STATE_RST,
+};
+use proxy_common::{clock, pick};
+
+use crate::maps::{self, Family, LINKS, PORT_COUNT, PORT_FIRST, Scratch};
+use crate::rewrite::now;
+use crate::route::{Route, Routed};
+use crate::service;
+
+/// Source ports that are tried when two connections want the same one. The verifier follows every turn, so they are few; a turn
+/// fails with the probability that a random port is taken.
+const CLAIM_TURNS: u32 = 8;
+const MASQUERADE_TURNS: u32 = 16;
+/// A SYN on a tuple that was silent for longer than a peer waits between two retransmissions (64 s) opens a new connection.
+const SYN_REUSE: u32 = clock::ticks_of_seconds(130);
+
+/// What became of a packet that may open a connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Opened {
+    /// It dials no service.
+    NotOurs = 0,
+    /// The connection is in the rewrite table.
+    Yes = 1,
+    /// To be answered with an error.
+    Refused = 2,
+    /// To be dropped; counted.
+    Dropped = 3,
+}
+
+/// Is the connection of this entry over, so that its tuple may be used again (S154)? `partner` is scratch room.
+#[inline(always)]
+fn is_over<A: Family>(key: &RewriteKey<A>, entry: &Rewrite<A>, partner: &mut RewriteKey<A>) -> bool {
+    if clock::elapsed(entry.last_seen, now()) > SYN_REUSE || entry.state & STATE_RST != 0 {
+        return true;
+    }
+    *partner = key.partner(entry);
+    let Some(partner) = A::rewrite(partner) else {
+        return true;
+    };
+    // SAFETY: the slot stays allocated while the program runs; one aligned word is read.
+    let state = unsafe { core::ptr::addr_of!((*partner).state).read_volatile() };
+    state & STATE_RST != 0 || state & entry.state & STATE_FIN != 0
+}
+
+/// Does a SYN that found `entry` open a new connection? If the old one is over, its entries are removed.
+#[inline(never)]
+pub(crate) fn reopens<A: Family>(key: &RewriteKey<A>, entry: *mut Rewrite<A>) -> bool {
+    let Some(scratch) = scratch::<A>() else { return false };
+    // SAFETY: the slot stays allocated while the program runs; what changes in it are words that are judged one by one.
+    let entry = unsafe { &*entry };
+    if entry.kind != KIND_REQUEST || !is_over(key, entry, &mut scratch.partner) {
+        return false;
+    }
+    forget(key, entry, &mut scratch.partner);
+    true
+}
+
+/// Removes an entry and its partner. `partner` is scratch room.
+#[inline(always)]
+fn forget<A: Family>(key: &RewriteKey<A>, entry: &Rewrite<A>, partner: &mut RewriteKey<A>) {
+    *partner = key.partner(entry);
+    A::remove_rewrite(partner);
+    A::remove_rewrite(key);
+}
+
+/// Room for what does not fit on the stack.
+#[inline(always)]
+fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
+    // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`); every function takes it at most once.
+    A::scratch().map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Opens the connection of the packet with `key`, if it dials a service.
+///
+/// The steps are subprograms called one after the other and not from each other: the stack of a call chain has 512 bytes in all.
+#[inline(always)]
+pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
+    let begun = begin(skb, key);
+    if begun != Opened::Yes {
+        return begun;
+    }
+    let written = claim(key)
+        .and_then(|()| masquerade::<A>(skb, key))
+        .and_then(|()| publish(key));
+    match written {
+        Ok(()) => Opened::Yes,
+        Err(reason) => {
+            maps::count(reason);
+            Opened::Dropped
+        }
+    }
+}
+
+/// Chooses a backend and leaves the entry for requests in the scratch room.
+///
+/// At the ingress hook the client is behind the interface, at the egress hook it is this node.
+#[inline(never)]
+fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
+    let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol) else {
+        return Opened::NotOurs;
+    };
+    let service = frontend.service;
+    let backend: &Backend<A> = match service::resolve(frontend) {
+        Ok(backend) => backend,
+        Err(reason) => {
+            maps::count(reason);
+            return if reason == Reason::NoEndpoints {
+                Opened::Refused
+            } else {
+                Opened::Dropped
+            };
+        }
+    };
+    let Some(scratch) = scratch::<A>() else {
+        return Opened::Dropped;
+    };
+    if key.protocol == Protocol::Sctp.number() && key.dst_port != backend.port {
+        // A changed port needs a new CRC32c over the whole packet, which the programs do not compute (S195).
+        maps::count(Reason::RewriteFailed);
+        return Opened::Dropped;
+    }
+    let mut meta = Meta {
+        service,
+        ifindex: 0,
+        last_seen: now(),
+        kind: KIND_REQUEST,
+        flags: 0,
+    };
+    let mut src = &key.src;
+    scratch.leaves_by = 0;
+    if key.hook == HOOK_EGRESS {
+        // SAFETY: a context field, read at its declared width.
+        meta.ifindex = unsafe { (*skb).ifindex };
+        // A packet of the node itself was routed towards the frontend, so it is routed again; the reply is handed to the interface
+        // the request left by, which is where reverse-path filters expect the frontend's address.
+        meta.flags = REWRITE_REROUTE;
+        if A::is_node(&backend.addr) {
+            // From the node to the node there is no interface that a packet with a local source may arrive by. So the endpoint
+            // sees the frontend's address as its client, and its replies leave by this interface, where they are turned back.
+            meta.flags = REWRITE_SAME_HOOK | REWRITE_TO_INGRESS;
+            src = &key.dst;
+        }
+    } else if needs_masquerade(&key.src, &backend.addr) {
+        // Towards an endpoint on this node's own network nothing is masqueraded: the packet goes to the stack (S118).
+        if let Routed::Forward(ifindex) = A::route(skb, &key.src, &backend.addr, &mut scratch.words) {
+            meta.flags = REWRITE_MASQUERADED;
+            scratch.leaves_by = ifindex;
+        }
+    }
+    scratch.request = key.rewrite_to(*src, key.src_port, backend.addr, backend.port, meta);
+    Opened::Yes
+}
+
+/// Must the source become an address of this node, so that replies return through it? A client outside the pod network (S108),
+/// and a client that is its own backend (S110). Without a pod network only the latter (S112).
+#[inline(always)]
+fn needs_masquerade<A: Family>(client: &A, backend: &A) -> bool {
+    let pods = A::pod_cidr();
+    client == backend || (pods.set != 0 && !client.is_in(&pods.addr, &pods.mask))
+}
+
+/// Writes the entry for replies and thereby claims the tuple that `scratch.request` rewrites to. If another connection has it,
+/// the client gets another source port on the way to the backend.
+#[inline(never)]
+fn claim<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
+    let Some(scratch) = scratch() else {
+        return Err(Reason::RewriteFailed);
+    };
+    let Scratch {
+        request,
+        key: reply_key,
+        value: reply,
+        partner,
+        ..
+    } = scratch;
+    let mut port = key.src_port;
+    let mut turn = 0;
+    while turn < CLAIM_TURNS {
+        if turn != 0 {
+            *request = key.rewrite_to(request.src, port, request.dst, request.dst_port, request.meta());
+        }
+        *reply_key = key.partner(request);
+        let flags = if request.flags & REWRITE_REROUTE != 0 {
+            REWRITE_TO_INGRESS
+        } else {
+            request.flags
+        };
+        let meta = Meta {
+            kind: KIND_REPLY,
+            flags,
+            ..request.meta()
+        };
+        *reply = reply_key.rewrite_to(key.dst, key.dst_port, key.src, key.src_port, meta);
+        if A::insert_rewrite(reply_key, reply, BPF_NOEXIST) {
+            if turn != 0 {
+                maps::count(Reason::SourcePortChanged);
+            }
+            return Ok(());
+        }
+        let Some(owner) = A::rewrite(reply_key) else {
+            return Err(Reason::RewriteTableFull);
+        };
+        // SAFETY: the slot stays allocated while the program runs; what changes in it are words that are judged one by one.
+        let owner = unsafe { &*owner };
+        // A leftover of this very tuple, whose request entry is gone, or of a connection that is over.
+        let is_ours = owner.has_tuple_of(reply);
+        if is_ours || is_over(reply_key, owner, partner) {
+            if !is_ours {
+                forget(reply_key, owner, partner);
+            }
+            return if A::insert_rewrite(reply_key, reply, BPF_ANY) {
+                Ok(())
+            } else {
+                Err(Reason::RewriteTableFull)
+            };
+        }
+        port = random_port();
+        turn += 1;
+    }
+    Err(Reason::NoSourcePort)
+}
+
+/// If the connection is to be masqueraded: writes the pair of entries that give its client an address of this node, at the
+/// interface towards the backend.
+#[inline(never)]
+fn masquerade<A: Route>(skb: *mut __sk_buff, original: &RewriteKey<A>) -> Result<(), Reason> {
+    let Some(scratch) = scratch::<A>() else {
+        return Err(Reason::RewriteFailed);
+    };
+    if scratch.leaves_by == 0 {
+        return Ok(());
+    }
+    let written = claim_node_port(skb, original.protocol, scratch);
+    if written.is_err() {
+        scratch.partner = original.partner(&scratch.request);
+        A::remove_rewrite(&scratch.partner);
+    }
+    written
+}
+
+#[inline(always)]
+fn claim_node_port<A: Route>(skb: *mut __sk_buff, protocol: u8, scratch: &mut Scratch<A>) -> Result<(), Reason> {
+    // SAFETY: the agent replaces values as a whole, and the address is copied out at once.
+    let Some(node) = (unsafe { LINKS.get(scratch.leaves_by) }).map(A::link_addr) else {
+        return Err(Reason::NoRoute);
+    };
+    if node == A::zeroed() {
+        return Err(Reason::NoRoute);
+    }
+    let Scratch {
+        request,
+        key,
+        value: outward,
+        back_key,
+        back_value: back,
+        partner,
+        words,
+        ..
+    } = scratch;
+    *key = RewriteKey::new(
+        request.src,
+        request.src_port,
+        request.dst,
+        request.dst_port,
+        protocol,
+        HOOK_EGRESS,
+    );
+    let mut port = request.src_port;
+    let mut turn = 0;
+    while turn < MASQUERADE_TURNS {
+        let meta = Meta {
+            kind: KIND_MASQUERADE,
+            flags: 0,
+            ..request.meta()
+        };
+        *outward = key.rewrite_to(node, port, request.dst, request.dst_port, meta);
+        *back_key = key.partner(outward);
+        let meta = Meta {
+            kind: KIND_UNMASQUERADE,
+            ..meta
+        };
+        *back = back_key.rewrite_to(request.dst, request.dst_port, request.src, request.src_port, meta);
+        if !A::has_socket(skb, back_key, words) && claim_back(back_key, back, partner) {
+            if A::insert_rewrite(key, outward, BPF_ANY) {
+                return Ok(());
+            }
+            A::remove_rewrite(back_key);
+            return Err(Reason::RewriteTableFull);
+        }
+        port = random_port();
+        turn += 1;
+    }
+    Err(Reason::NoSourcePort)
+}
+
+/// Claims a node port for a masqueraded connection; false if a live connection to the same endpoint has it.
+#[inline(always)]
+fn claim_back<A: Family>(key: &RewriteKey<A>, value: &Rewrite<A>, partner: &mut RewriteKey<A>) -> bool {
+    if A::insert_rewrite(key, value, BPF_NOEXIST) {
+        return true;
+    }
+    let Some(owner) = A::rewrite(key) else { return false };
+    // SAFETY: the slot stays allocated while the program runs; what changes in it are words that are judged one by one.
+    let owner = unsafe { &*owner };
+    if !is_over(key, owner, partner) {
+        return false;
+    }
+    forget(key, owner, partner);
+    A::insert_rewrite(key, value, BPF_NOEXIST)
+}
+
+/// Writes the entry for requests, after which the connection is open. If another CPU was faster with a packet of the same flow,
+/// its choice stands.
+#[inline(never)]
+fn publish<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
+    let Some(scratch) = scratch() else {
+        return Err(Reason::RewriteFailed);
+    };
+    if A::insert_rewrite(key, &scratch.request, BPF_NOEXIST) {
+        return Ok(());
+    }
+    let winner = A::rewrite(key);
+    // SAFETY: the slot stays allocated while the program runs, and its tuple does not change.
+    let won = winner.is_some_and(|winner| unsafe { &*winner }.has_tuple_of(&scratch.request));
+    if !won {
+        scratch.partner = key.partner(&scratch.request);
+        A::remove_rewrite(&scratch.partner);
+    }
+    if winner.is_some() {
+        Ok(())
+    } else {
+        Err(Reason::RewriteTableFull)
+    }
+}
+
+/// A source port for a connection whose own is taken, from the range that neither sockets nor node ports use.
+#[inline(always)]
+fn random_port() -> Port {
+    Port::new((PORT_FIRST.load() + pick::uniform(PORT_COUNT.load(), service::random)) as u16)
+}

@@ -1,0 +1,250 @@
+//! Every map and every load-time constant of the programs, and [`Family`]: the two families' maps behind one name, so that all
+//! code above is written once.
+//!
+//! Map names, keys, values and capacities come from proxy-common; `docs/architecture.md` says who writes what.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::macros::btf_map;
+use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::backend::Backend;
+use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST, Prefix};
+use proxy_common::fragment::{FragmentKey, Ports};
+use proxy_common::frontend::{Frontend, FrontendKey};
+use proxy_common::link::{Link, NodeAddr};
+use proxy_common::names;
+use proxy_common::reason::{REASON_SLOTS, Reason};
+use proxy_common::rewrite::{Rewrite, RewriteKey};
+use proxy_common::service::ServiceInfo;
+use proxy_common::socket::SocketFlows;
+
+use crate::refuse::{Headers, Quote};
+use crate::route::Words;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map]
+static FRONTENDS4: HashMap<FrontendKey<Addr4>, Frontend, { names::FRONTENDS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static FRONTENDS6: HashMap<FrontendKey<Addr6>, Frontend, { names::FRONTENDS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static BACKENDS4: Array<Backend<Addr4>, { names::BACKENDS_CAPACITY }, MMAPABLE> = Array::new();
+#[btf_map]
+static BACKENDS6: Array<Backend<Addr6>, { names::BACKENDS_CAPACITY }, MMAPABLE> = Array::new();
+
+#[btf_map]
+static REWRITES4: LruHashMap<RewriteKey<Addr4>, Rewrite<Addr4>, { names::REWRITES_CAPACITY }> = LruHashMap::new();
+#[btf_map]
+static REWRITES6: LruHashMap<RewriteKey<Addr6>, Rewrite<Addr6>, { names::REWRITES_CAPACITY }> = LruHashMap::new();
+
+#[btf_map]
+static FRAGMENTS4: LruHashMap<FragmentKey<Addr4>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
+#[btf_map]
+static FRAGMENTS6: LruHashMap<FragmentKey<Addr6>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
+
+#[btf_map]
+static NODE_ADDRS4: HashMap<Addr4, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static NODE_ADDRS6: HashMap<Addr6, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static SOCKETS4: SkStorage<SocketFlows<Addr4>> = SkStorage::new();
+#[btf_map]
+static SOCKETS6: SkStorage<SocketFlows<Addr6>> = SkStorage::new();
+
+#[btf_map]
+pub(crate) static LINKS: HashMap<u32, Link, { names::LINKS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+// Only people and the agent read it; it is declared here so that one object describes every map.
+#[btf_map]
+static SERVICES: HashMap<u32, ServiceInfo, { names::SERVICES_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static REASONS: PerCpuArray<u64, REASON_SLOTS> = PerCpuArray::new();
+
+/// Room for what does not fit on the stack while a connection is opened or refused. tc programs run with soft interrupts off, so
+/// a CPU's slot has one user at a time.
+#[repr(C, align(8))]
+pub(crate) struct Scratch<A> {
+    /// The entry for requests.
+    pub(crate) request: Rewrite<A>,
+    /// Key and value of a second entry, and of a third.
+    pub(crate) key: RewriteKey<A>,
+    pub(crate) value: Rewrite<A>,
+    pub(crate) back_key: RewriteKey<A>,
+    pub(crate) back_value: Rewrite<A>,
+    /// Key of an entry's partner.
+    pub(crate) partner: RewriteKey<A>,
+    /// Interface towards the backend if the connection is masqueraded, otherwise 0.
+    pub(crate) leaves_by: u32,
+    /// Parameters of a helper.
+    pub(crate) words: Words,
+    /// What a refusal quotes, and the headers put before it.
+    pub(crate) quote: Quote,
+    pub(crate) error: Headers,
+}
+
+#[btf_map]
+static SCRATCH4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
+
+#[unsafe(no_mangle)]
+static POD_CIDR4: Global<Prefix<Addr4>> = Global::new(Prefix {
+    addr: Addr4([0; 4]),
+    mask: Addr4([0; 4]),
+    set: 0,
+});
+#[unsafe(no_mangle)]
+static POD_CIDR6: Global<Prefix<Addr6>> = Global::new(Prefix {
+    addr: Addr6([0; 16]),
+    mask: Addr6([0; 16]),
+    set: 0,
+});
+#[unsafe(no_mangle)]
+pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static SOCKET_PODS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static HAVE_SET_RETVAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static HAVE_CSUM_IPV6: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static PORT_FIRST: Global<u32> = Global::new(DEFAULT_PORT_FIRST);
+#[unsafe(no_mangle)]
+pub(crate) static PORT_COUNT: Global<u32> = Global::new(DEFAULT_PORT_COUNT);
+
+/// Adds one to a reason's counter.
+#[inline(always)]
+pub(crate) fn count(reason: Reason) {
+    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+        // SAFETY: the slot belongs to this CPU, and programs do not migrate while they run.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// One address family: its maps and constants.
+pub(crate) trait Family: Address {
+    /// `FRONTENDS4/6`. To be read at once: the agent replaces values as a whole, and the old one may soon be another's.
+    fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend>;
+    /// `BACKENDS4/6`. In place: a slot that a frontend points to is never written, and a copy through the stack would become a
+    /// call to memmove, which the verifier rejects.
+    fn backend(index: u32) -> Option<&'static Backend<Self>>;
+    /// `REWRITES4/6`: the entry in place, because the hot path writes its clock and state.
+    fn rewrite(key: &RewriteKey<Self>) -> Option<*mut Rewrite<Self>>;
+    /// Writes to `REWRITES4/6`; false if the kernel did not take it.
+    fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>, flags: u32) -> bool;
+    /// Removes from `REWRITES4/6`; what is gone already is fine.
+    fn remove_rewrite(key: &RewriteKey<Self>);
+    /// Remembers the ports of a fragmented packet in `FRAGMENTS4/6`.
+    fn remember_ports(key: &FragmentKey<Self>, ports: &Ports);
+    /// The ports of a fragmented packet, if its first fragment was seen.
+    fn recall_ports(key: &FragmentKey<Self>) -> Option<Ports>;
+    /// Is the address one of this node (`NODE_ADDRS4/6`)?
+    fn is_node(addr: &Self) -> bool;
+    /// The node's address for packets that leave by `link`; zero if it has none.
+    fn link_addr(link: &Link) -> Self;
+    /// `POD_CIDR4/6`.
+    fn pod_cidr() -> Prefix<Self>;
+    /// This CPU's scratch room.
+    fn scratch() -> Option<*mut Scratch<Self>>;
+    /// `SOCKETS4/6`.
+    fn sockets() -> &'static SkStorage<SocketFlows<Self>>;
+}
+
+macro_rules! family {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
+        impl Family for $addr {
+            #[inline(always)]
+            fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
+                // SAFETY: the value is plain old data and stays allocated while the program runs.
+                unsafe { $frontends.get(key) }
+            }
+
+            #[inline(always)]
+            fn backend(index: u32) -> Option<&'static Backend<Self>> {
+                $backends.get(index)
+            }
+
+            #[inline(always)]
+            fn rewrite(key: &RewriteKey<Self>) -> Option<*mut Rewrite<Self>> {
+                $rewrites.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>, flags: u32) -> bool {
+                $rewrites.insert(key, value, u64::from(flags)).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove_rewrite(key: &RewriteKey<Self>) {
+                let _gone_already = $rewrites.remove(key);
+            }
+
+            #[inline(always)]
+            fn remember_ports(key: &FragmentKey<Self>, ports: &Ports) {
+                // Without it the other fragments pass untouched and the packet is lost, as it would be without memory anywhere.
+                let _lost = $fragments.insert(key, ports, 0);
+            }
+
+            #[inline(always)]
+            fn recall_ports(key: &FragmentKey<Self>) -> Option<Ports> {
+                // SAFETY: the value is copied out at once.
+                unsafe { $fragments.get(key).copied() }
+            }
+
+            #[inline(always)]
+            fn is_node(addr: &Self) -> bool {
+                $node_addrs.get_ptr(addr).is_some()
+            }
+
+            #[inline(always)]
+            fn link_addr(link: &Link) -> Self {
+                link.$link_addr
+            }
+
+            #[inline(always)]
+            fn pod_cidr() -> Prefix<Self> {
+                $pod_cidr.load()
+            }
+
+            #[inline(always)]
+            fn scratch() -> Option<*mut Scratch<Self>> {
+                $scratch.get_ptr_mut(0)
+            }
+
+            #[inline(always)]
+            fn sockets() -> &'static SkStorage<SocketFlows<Self>> {
+                &$sockets
+            }
+        }
+    };
+}
+
+family!(
+    Addr4,
+    FRONTENDS4,
+    BACKENDS4,
+    REWRITES4,
+    FRAGMENTS4,
+    NODE_ADDRS4,
+    SOCKETS4,
+    SCRATCH4,
+    POD_CIDR4,
+    addr4
+);
+family!(
+    Addr6,
+    FRONTENDS6,
+    BACKENDS6,
+    REWRITES6,
+    FRAGMENTS6,
+    NODE_ADDRS6,
+    SOCKETS6,
+    SCRATCH6,
+    POD_CIDR6,
+    addr6
+);

@@ -1,0 +1,325 @@
+//! Translation at the socket: no cost per packet, and the way the node's own processes reach services.
+//!
+//! Only what can be done exactly is done here; everything else is left untouched for the packet programs:
+//! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well.
+//! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
+//! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone.
+//! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
+//!
+//! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
+//! IPv4 hook for its sendmsg and the IPv6 hook for everything else.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::programs::SockAddrContext;
+use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
+use proxy_common::backend::Backend;
+use proxy_common::frontend::Frontend;
+use proxy_common::reason::Reason;
+use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
+
+use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, SOCKET_PODS};
+use crate::service;
+
+/// The system call goes on, with the address as it now stands in the context.
+const PROCEED: i32 = 1;
+/// The system call fails.
+const FAIL: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// A hook's context, seen as one family. Context fields are read and written one word at a time, at their declared width: the
+/// verifier rejects anything else.
+pub(crate) trait Context {
+    /// Family of the destination.
+    type Addr: Family;
+    /// The kernel's context.
+    fn ctx(&self) -> &SockAddrContext;
+    /// Destination of connect and sendmsg, source of recvmsg, peer of getpeername.
+    fn addr(&self) -> Self::Addr;
+    /// Replaces it.
+    fn set_addr(&self, addr: Self::Addr);
+
+    /// Its port.
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // SAFETY: a context field, read at its declared width; its low half holds the port in network order.
+        let port = unsafe { core::ptr::addr_of!((*self.ctx().sock_addr).user_port).read_volatile() };
+        bytemuck::cast(port as u16)
+    }
+
+    /// Replaces the port.
+    #[inline(always)]
+    fn set_port(&self, port: Port) {
+        let port: u16 = bytemuck::cast(port);
+        // SAFETY: as in `port`.
+        unsafe { core::ptr::addr_of_mut!((*self.ctx().sock_addr).user_port).write_volatile(u32::from(port)) };
+    }
+}
+
+/// The context of an IPv4 hook.
+pub(crate) struct Ipv4(pub(crate) SockAddrContext);
+/// The context of an IPv6 hook with an IPv6 address.
+struct Ipv6(SockAddrContext);
+/// The context of an IPv6 hook with an IPv4-mapped address.
+struct Mapped(SockAddrContext);
+
+impl Context for Ipv4 {
+    type Addr = Addr4;
+
+    #[inline(always)]
+    fn ctx(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn addr(&self) -> Addr4 {
+        // SAFETY: a context field, read at its declared width.
+        bytemuck::cast(unsafe { core::ptr::addr_of!((*self.0.sock_addr).user_ip4).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_addr(&self, addr: Addr4) {
+        // SAFETY: a context field, written at its declared width.
+        unsafe { core::ptr::addr_of_mut!((*self.0.sock_addr).user_ip4).write_volatile(bytemuck::cast(addr)) };
+    }
+}
+
+/// Word `i` of an IPv6 hook's address.
+#[inline(always)]
+fn word(ctx: &SockAddrContext, i: usize) -> u32 {
+    // SAFETY: a context field, read at its declared width; callers use 0..4.
+    unsafe {
+        core::ptr::addr_of!((*ctx.sock_addr).user_ip6)
+            .cast::<u32>()
+            .add(i)
+            .read_volatile()
+    }
+}
+
+#[inline(always)]
+fn set_word(ctx: &SockAddrContext, i: usize, word: u32) {
+    // SAFETY: a context field, written at its declared width; callers use 0..4.
+    unsafe {
+        core::ptr::addr_of_mut!((*ctx.sock_addr).user_ip6)
+            .cast::<u32>()
+            .add(i)
+            .write_volatile(word)
+    };
+}
+
+impl Context for Ipv6 {
+    type Addr = Addr6;
+
+    #[inline(always)]
+    fn ctx(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn addr(&self) -> Addr6 {
+        bytemuck::cast([word(&self.0, 0), word(&self.0, 1), word(&self.0, 2), word(&self.0, 3)])
+    }
+
+    #[inline(always)]
+    fn set_addr(&self, addr: Addr6) {
+        let [a, b, c, d]: [u32; 4] = bytemuck::cast(addr);
+        set_word(&self.0, 0, a);
+        set_word(&self.0, 1, b);
+        set_word(&self.0, 2, c);
+        set_word(&self.0, 3, d);
+    }
+}
+
+impl Context for Mapped {
+    type Addr = Addr4;
+
+    #[inline(always)]
+    fn ctx(&self) -> &SockAddrContext {
+        &self.0
+    }
+
+    #[inline(always)]
+    fn addr(&self) -> Addr4 {
+        bytemuck::cast(word(&self.0, 3))
+    }
+
+    #[inline(always)]
+    fn set_addr(&self, addr: Addr4) {
+        set_word(&self.0, 3, bytemuck::cast(addr));
+    }
+}
+
+/// Does the context of an IPv6 hook hold an IPv4-mapped address?
+#[inline(always)]
+fn is_mapped(ctx: &SockAddrContext) -> bool {
+    let [a, b, c]: [u32; 3] = bytemuck::cast(MAPPED_PREFIX);
+    word(ctx, 0) == a && word(ctx, 1) == b && word(ctx, 2) == c
+}
+
+/// Runs `$hook` with the context of an IPv6 hook as the family of its address.
+macro_rules! by_family {
+    ($name:ident, $hook:ident) => {
+        #[doc = concat!("[`", stringify!($hook), "`] for an IPv6 hook.")]
+        #[inline(always)]
+        pub(crate) fn $name(ctx: SockAddrContext) -> i32 {
+            if is_mapped(&ctx) {
+                $hook(&Mapped(ctx))
+            } else {
+                $hook(&Ipv6(ctx))
+            }
+        }
+    };
+}
+
+by_family!(connect6, connect);
+by_family!(sendmsg6, sendmsg);
+by_family!(show_frontend6, show_frontend);
+
+/// Is the socket in the node's network namespace?
+#[inline(always)]
+fn is_node(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is the one the program was called with.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
+}
+
+#[inline(always)]
+fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
+    // SAFETY: a context field, read at its declared width.
+    unsafe { core::ptr::addr_of!((*ctx.sock_addr).protocol).read_volatile() == u32::from(protocol.number()) }
+}
+
+/// `connect`: the destination becomes a backend, and the socket remembers what was dialled.
+#[inline(always)]
+pub(crate) fn connect<C: Context>(c: &C) -> i32 {
+    let ctx = c.ctx();
+    if !is_protocol(ctx, Protocol::Tcp) {
+        return PROCEED;
+    }
+    let (addr, port) = (c.addr(), c.port());
+    let Some(frontend) = service::frontend(addr, port, Protocol::Tcp.number()) else {
+        return PROCEED;
+    };
+    if !is_node(ctx) && (SOCKET_PODS.load() == 0 || frontend.affinity_seconds != 0) {
+        return PROCEED;
+    }
+    let backend: &Backend<C::Addr> = match service::resolve(frontend) {
+        Ok(backend) => backend,
+        Err(reason) => return unserved(reason),
+    };
+    let Some(flows) = storage::<C>(ctx) else { return PROCEED };
+    // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock.
+    unsafe { (*flows).flows[0] = flow(addr, port, frontend, backend) };
+    c.set_addr(backend.addr);
+    c.set_port(backend.port);
+    PROCEED
+}
+
+/// `sendmsg` of an unconnected UDP socket: as `connect`, for every message, remembering a few destinations.
+#[inline(always)]
+pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
+    let ctx = c.ctx();
+    if !is_protocol(ctx, Protocol::Udp) || !is_node(ctx) {
+        return PROCEED;
+    }
+    let (addr, port) = (c.addr(), c.port());
+    let Some(frontend) = service::frontend(addr, port, Protocol::Udp.number()) else {
+        return PROCEED;
+    };
+    let Some(flows) = storage::<C>(ctx) else { return PROCEED };
+    // SAFETY: socket storage stays allocated while the program runs. Two threads may send through one socket at once; each slot is
+    // written as a whole, and a mixed-up one is seen as "not this destination" or re-balanced with the next message.
+    let flows = unsafe { &mut *flows };
+    let mut slot = SOCKET_FLOWS;
+    let mut i = 0;
+    while i < SOCKET_FLOWS {
+        if flows.flows[i].has_frontend(addr, port) {
+            slot = i;
+        }
+        i += 1;
+    }
+    if slot < SOCKET_FLOWS {
+        let known = &mut flows.flows[slot];
+        if known.generation == frontend.generation
+            || service::still_serves(frontend.range(), known.backend, known.backend_port)
+        {
+            known.generation = frontend.generation;
+            c.set_addr(known.backend);
+            c.set_port(known.backend_port);
+            return PROCEED;
+        }
+    } else {
+        slot = (flows.next as usize) % SOCKET_FLOWS;
+        flows.next = flows.next.wrapping_add(1);
+    }
+    let backend: &Backend<C::Addr> = match service::resolve(frontend) {
+        Ok(backend) => backend,
+        Err(reason) => return unserved(reason),
+    };
+    if let Some(new) = flows.flows.get_mut(slot) {
+        *new = flow(addr, port, frontend, backend);
+    }
+    c.set_addr(backend.addr);
+    c.set_port(backend.port);
+    PROCEED
+}
+
+/// `recvmsg` and `getpeername`: the application sees the address it dialled (Z9).
+#[inline(always)]
+pub(crate) fn show_frontend<C: Context>(c: &C) -> i32 {
+    // SAFETY: the context's socket; nothing is created.
+    let flows = unsafe { C::Addr::sockets().get_ptr_mut(c.ctx()) };
+    if flows.is_null() {
+        return PROCEED;
+    }
+    // SAFETY: socket storage stays allocated while the program runs; concurrent senders are harmless, see `sendmsg`.
+    let flows = unsafe { &*flows };
+    let (addr, port) = (c.addr(), c.port());
+    let mut i = 0;
+    while i < SOCKET_FLOWS {
+        let flow = &flows.flows[i];
+        if flow.has_backend(addr, port) {
+            c.set_addr(flow.frontend);
+            c.set_port(flow.frontend_port);
+            break;
+        }
+        i += 1;
+    }
+    PROCEED
+}
+
+/// What the socket remembers of a choice.
+#[inline(always)]
+fn flow<A: Family>(addr: A, port: Port, frontend: &Frontend, backend: &Backend<A>) -> SocketFlow<A> {
+    SocketFlow {
+        frontend: addr,
+        backend: backend.addr,
+        frontend_port: port,
+        backend_port: backend.port,
+        generation: frontend.generation,
+    }
+}
+
+/// The socket's storage, made if there is none.
+#[inline(always)]
+fn storage<C: Context>(ctx: &SockAddrContext) -> Option<*mut SocketFlows<C::Addr>> {
+    // SAFETY: the context's socket; a fresh value is all zero, which means "unused".
+    let flows = unsafe { C::Addr::sockets().get_or_insert_ptr_mut(ctx, None) };
+    if flows.is_null() {
+        maps::count(Reason::SocketStorageFull);
+        return None;
+    }
+    Some(flows)
+}
+
+/// No backend: a refusal is said at once where the kernel lets us choose the error; otherwise, and for drops, the packet programs
+/// deal with what the socket sends.
+#[inline(always)]
+fn unserved(reason: Reason) -> i32 {
+    if reason == Reason::NoEndpoints && HAVE_SET_RETVAL.load() != 0 {
+        maps::count(reason);
+        // SAFETY: no memory is passed.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        return FAIL;
+    }
+    PROCEED
+}

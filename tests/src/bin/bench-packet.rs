@@ -1,0 +1,135 @@
+//! `cargo xtask bench packet`: nanoseconds and instructions per packet for each program and case, by program test-run.
+//!
+//! The figures are those of one run on one machine; ratios between the rows are what can be compared. Instructions are counted
+//! with the processor's counter around the whole run where the machine has one.
+
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use perf_event::Builder;
+use perf_event::events::Hardware;
+use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
+use proxy_common::names::{TC_EGRESS, TC_INGRESS};
+use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, Meta, RewriteKey};
+use proxy_tests::programs::{Constants, Programs};
+use proxy_tests::wire::{End, L4, Tcp, packet};
+
+/// Packets of one measurement, and measurements of which the fastest counts: everything slower was disturbed.
+const PACKETS: u32 = 1_000_000;
+const ROUNDS: usize = 5;
+/// New connections of one measurement: each needs a packet of its own.
+const CONNECTIONS: u16 = 20_000;
+/// The interface, and one that a packet arrived by.
+const LO: u32 = 1;
+const FORWARDED: u32 = 7;
+
+fn main() -> Result<()> {
+    println!("{:<44} {:>10} {:>16}", "program and case", "ns/packet", "instructions");
+    let mut programs = Programs::load(Constants::default())?;
+    measure::<Addr4>(&mut programs, "IPv4", ["10.244.1.5", "10.96.0.10", "10.244.2.7"])?;
+    measure::<Addr6>(
+        &mut programs,
+        "IPv6",
+        ["fd00:10:244:1::5", "fd00:96::a", "fd00:10:244:2::7"],
+    )?;
+    if counter().is_none() {
+        println!("(instructions: this machine has no hardware counter for them)");
+    }
+    Ok(())
+}
+
+/// All rows of a family; the addresses are client, frontend and backend.
+fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) -> Result<()> {
+    let [client, vip, backend] = addrs.map(|text| text.parse::<IpAddr>().ok().and_then(A::from_ip));
+    let (client, vip, backend) = (
+        client.context("client")?,
+        vip.context("frontend")?,
+        backend.context("backend")?,
+    );
+    for (service, protocol, known, first) in [
+        (1, Protocol::Tcp, L4::Tcp(Tcp::Ack), L4::Tcp(Tcp::Syn)),
+        (2, Protocol::Udp, L4::Udp, L4::Udp),
+    ] {
+        programs.add_service(service, vip, 80, protocol, &[(backend, 8080)]);
+        for (program, hook) in [(TC_INGRESS, HOOK_INGRESS), (TC_EGRESS, HOOK_EGRESS)] {
+            for (case, backend_port) in [("established, same port", 80), ("established", 8080)] {
+                let name = format!("{family} {protocol} {program}, {case}");
+                let key = RewriteKey::new(client, Port::new(40_000), vip, Port::new(80), protocol.number(), hook);
+                ping_pong(programs, key, backend, backend_port);
+                row(
+                    &name,
+                    repeated(
+                        programs,
+                        program,
+                        &packet(known, end(client, 40_000), end(vip, 80), &[0; 32]),
+                    ),
+                );
+            }
+            let foreign = packet(known, end(client, 40_001), end(backend, 9), &[0; 32]);
+            row(
+                &format!("{family} {protocol} {program}, not ours"),
+                repeated(programs, program, &foreign),
+            );
+        }
+        let mut total = 0;
+        for port in 0..CONNECTIONS {
+            let bytes = packet(first, end(client, 10_000 + port), end(vip, 80), b"");
+            total += programs.repeat(TC_INGRESS, &bytes, LO, FORWARDED, 1).2;
+        }
+        let mean = total as f64 / f64::from(CONNECTIONS);
+        row(&format!("{family} {protocol} {TC_INGRESS}, new"), (mean, None));
+    }
+    Ok(())
+}
+
+fn end<A: Address>(addr: A, port: u16) -> End {
+    (addr.into(), port)
+}
+
+/// Test-run feeds the same buffer again and again, and a rewrite changes it. So one entry rewrites the packet and a second one
+/// turns it back: every run is a hit.
+fn ping_pong<A: Address>(programs: &mut Programs, key: RewriteKey<A>, backend: A, port: u16) {
+    let there = key.rewrite_to(key.src, key.src_port, backend, Port::new(port), Meta::default());
+    let changed = RewriteKey::new(
+        there.src,
+        there.src_port,
+        there.dst,
+        there.dst_port,
+        key.protocol,
+        key.hook,
+    );
+    let back = changed.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, Meta::default());
+    programs.set_rewrite(key, there);
+    programs.set_rewrite(changed, back);
+}
+
+/// Nanoseconds and instructions per run of a program over one packet.
+fn repeated(programs: &Programs, program: &str, bytes: &[u8]) -> (f64, Option<f64>) {
+    let mut best = (f64::MAX, None);
+    for _ in 0..ROUNDS {
+        let mut counter = counter();
+        if let Some(counter) = &mut counter {
+            let _still_none = counter.enable();
+        }
+        let nanoseconds = programs.repeat(program, bytes, LO, FORWARDED, PACKETS).2 as f64;
+        let instructions = counter.and_then(|mut counter| counter.read().ok()).filter(|n| *n > 0);
+        if nanoseconds < best.0 {
+            best = (nanoseconds, instructions.map(|n| n as f64 / f64::from(PACKETS)));
+        }
+    }
+    best
+}
+
+/// The processor's instruction counter for this thread, kernel included, where there is one.
+fn counter() -> Option<perf_event::Counter> {
+    Builder::new(Hardware::INSTRUCTIONS)
+        .exclude_kernel(false)
+        .exclude_hv(false)
+        .build()
+        .ok()
+}
+
+fn row(name: &str, (nanoseconds, instructions): (f64, Option<f64>)) {
+    let instructions = instructions.map_or_else(|| "-".to_owned(), |n| format!("{n:.0}"));
+    println!("{name:<44} {nanoseconds:>10.1} {instructions:>16}");
+}

@@ -1,0 +1,260 @@
+//! The real programs, loaded but attached to nothing, with their maps: for packet tests and benchmarks by program test-run.
+//!
+//! The maps are private to one [`Programs`], so tests do not see each other.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::{Ebpf, EbpfLoader};
+use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
+use proxy_common::backend::Backend;
+use proxy_common::config;
+use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
+use proxy_common::link::{Link, NodeAddr};
+use proxy_common::names;
+use proxy_common::reason::Reason;
+use proxy_common::rewrite::{Rewrite, RewriteKey};
+
+/// Verdicts of the tc programs.
+pub const PASS: i32 = -1;
+/// See [`PASS`].
+pub const DROP: i32 = 2;
+/// See [`PASS`]; under test-run nothing is sent, the verdict is only a number.
+pub const REDIRECT: i32 = 7;
+
+/// Plain old data as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: `Plain` is transparent and bytemuck vouches that any bytes are a valid `T` without padding.
+unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
+
+/// Load-time constants of the programs.
+#[derive(Clone, Copy)]
+pub struct Constants {
+    /// Cookie of the network namespace that counts as the node's.
+    pub host_netns: u64,
+    /// IPv4 pod network as address and mask.
+    pub pods4: Option<([u8; 4], [u8; 4])>,
+    /// IPv6 pod network as address and mask.
+    pub pods6: Option<([u8; 16], [u8; 16])>,
+    /// Source ports for masquerading: first and count.
+    pub ports: (u32, u32),
+    /// Most talkative level of aya-log that is kept, 0 for none.
+    pub log_level: u8,
+}
+
+impl Default for Constants {
+    fn default() -> Self {
+        Self {
+            host_netns: 0,
+            pods4: None,
+            pods6: None,
+            ports: (config::DEFAULT_PORT_FIRST, config::DEFAULT_PORT_COUNT),
+            log_level: 0,
+        }
+    }
+}
+
+/// The loaded object.
+pub struct Programs {
+    ebpf: Ebpf,
+    next_backend: u32,
+}
+
+/// What a program made of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The program's verdict.
+    pub verdict: i32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+}
+
+/// The object that `cargo xtask build-ebpf` made.
+pub fn object() -> Result<Vec<u8>> {
+    let path = std::env::var_os("EBPF_PROXY_OBJECT").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/ebpf-proxy/ebpf/proxy-ebpf"),
+        PathBuf::from,
+    );
+    std::fs::read(&path).with_context(|| format!("no eBPF object at {}: run `cargo xtask build-ebpf`", path.display()))
+}
+
+impl Programs {
+    /// Loads the object and verifies every program.
+    pub fn load(constants: Constants) -> Result<Self> {
+        // SAFETY: no memory is passed.
+        let user = unsafe { libc::geteuid() };
+        ensure!(user == 0, "loading eBPF programs needs root: run the tests as root");
+        fn prefix<A: Address>(network: Option<(A, A)>) -> config::Prefix<A> {
+            network.map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
+                addr,
+                mask,
+                set: 1,
+            })
+        }
+        let prefix4 = prefix(constants.pods4.map(|(addr, mask)| (Addr4(addr), Addr4(mask))));
+        let prefix6 = prefix(constants.pods6.map(|(addr, mask)| (Addr6(addr), Addr6(mask))));
+        let (prefix4, prefix6) = (Plain(prefix4), Plain(prefix6));
+        let mut ebpf = EbpfLoader::new()
+            .override_global(config::HOST_NETNS, &constants.host_netns, true)
+            .override_global(config::POD_CIDR4, &prefix4, true)
+            .override_global(config::POD_CIDR6, &prefix6, true)
+            .override_global(config::PORT_FIRST, &constants.ports.0, true)
+            .override_global(config::PORT_COUNT, &constants.ports.1, true)
+            .override_global(config::HAVE_SET_RETVAL, &1u32, true)
+            .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
+            .load(&object()?)
+            .context("loading the eBPF object")?;
+        for name in [
+            names::TC_INGRESS,
+            names::TC_EGRESS,
+            names::TC_INGRESS_L3,
+            names::TC_EGRESS_L3,
+        ] {
+            let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("the verifier rejects {name}"))?;
+        }
+        for name in names::SOCKET_PROGRAMS {
+            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("the verifier rejects {name}"))?;
+        }
+        Ok(Self { ebpf, next_backend: 0 })
+    }
+
+    /// What the kernel says of every program.
+    pub fn infos(&self) -> Result<Vec<(String, ProgramInfo)>> {
+        self.ebpf
+            .programs()
+            .map(|(name, program)| Ok((name.to_owned(), program.info()?)))
+            .collect()
+    }
+
+    /// Runs a tc program on a packet as if it passed the interface of this index, having arrived by `ingress_ifindex` (0: it is
+    /// the node's own).
+    pub fn run(&self, program: &str, packet: &[u8], ifindex: u32, ingress_ifindex: u32) -> Outcome {
+        let (verdict, packet, _) = self.repeat(program, packet, ifindex, ingress_ifindex, 1);
+        Outcome { verdict, packet }
+    }
+
+    /// As [`Self::run`], many times over the same packet buffer; also returns the mean duration of a run in nanoseconds.
+    pub fn repeat(
+        &self,
+        program: &str,
+        packet: &[u8],
+        ifindex: u32,
+        ingress_ifindex: u32,
+        repeat: u32,
+    ) -> (i32, Vec<u8>, u128) {
+        let program: &SchedClassifier = self
+            .ebpf
+            .program(program)
+            .expect(program)
+            .try_into()
+            .expect("a tc program");
+        let mut out = vec![0; packet.len() + 256];
+        // `struct __sk_buff`: ingress_ifindex is its tenth word, ifindex the eleventh.
+        let mut ctx = [0u32; 48];
+        ctx[9] = ingress_ifindex;
+        ctx[10] = ifindex;
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::cast_slice(&ctx)),
+                repeat,
+                ..TestRunOptions::default()
+            })
+            .expect("program test-run");
+        out.truncate(result.data_size_out as usize);
+        (result.return_value as i32, out, result.duration.as_nanos())
+    }
+
+    fn hash<K: bytemuck::Pod, V: bytemuck::Pod>(&mut self, name: &str) -> HashMap<&mut MapData, Plain<K>, Plain<V>> {
+        HashMap::try_from(self.ebpf.map_mut(name).expect(name)).expect(name)
+    }
+
+    /// Adds a service with one frontend and these endpoints; with none it refuses.
+    pub fn add_service<A: Address>(&mut self, id: u32, addr: A, port: u16, protocol: Protocol, backends: &[(A, u16)]) {
+        let first = self.next_backend;
+        let mut array: Array<_, Plain<Backend<A>>> = Array::try_from(
+            self.ebpf
+                .map_mut(names::for_family::<A>(names::BACKENDS))
+                .expect("backends"),
+        )
+        .expect("array");
+        for (i, (addr, port)) in backends.iter().enumerate() {
+            let backend = Backend {
+                addr: *addr,
+                port: Port::new(*port),
+                flags: 0,
+            };
+            array.set(first + i as u32, Plain(backend), 0).expect("backend");
+        }
+        self.next_backend += backends.len() as u32;
+        let range = Range {
+            first,
+            count: backends.len() as u32,
+            keep: 0,
+        };
+        let has_endpoints = if backends.is_empty() { 0 } else { FRONTEND_HAS_ENDPOINTS };
+        let frontend = Frontend {
+            service: id,
+            flags: FRONTEND_CLUSTER_IP | has_endpoints,
+            cluster: range,
+            generation: 1,
+            ..Frontend::default()
+        };
+        self.set_frontend(FrontendKey::new(addr, Port::new(port), protocol.number()), frontend);
+    }
+
+    /// Writes a frontend as it is.
+    pub fn set_frontend<A: Address>(&mut self, key: FrontendKey<A>, frontend: Frontend) {
+        self.hash::<FrontendKey<A>, Frontend>(names::for_family::<A>(names::FRONTENDS))
+            .insert(Plain(key), Plain(frontend), 0)
+            .expect("frontend");
+    }
+
+    /// Makes an interface known.
+    pub fn set_link(&mut self, ifindex: u32, link: Link) {
+        self.hash::<u32, Link>(names::LINKS)
+            .insert(Plain(ifindex), Plain(link), 0)
+            .expect("link");
+    }
+
+    /// Makes an address one of the node's.
+    pub fn set_node_addr<A: Address>(&mut self, addr: A) {
+        self.hash::<A, NodeAddr>(names::for_family::<A>(names::NODE_ADDRS))
+            .insert(Plain(addr), Plain(NodeAddr { ifindex: 1 }), 0)
+            .expect("node address");
+    }
+
+    /// The rewrite table, sorted by key.
+    pub fn rewrites<A: Address>(&mut self) -> Vec<(RewriteKey<A>, Rewrite<A>)> {
+        let map = self.hash::<RewriteKey<A>, Rewrite<A>>(names::for_family::<A>(names::REWRITES));
+        let mut entries: Vec<_> = map
+            .iter()
+            .map(|entry| entry.expect("entry"))
+            .map(|(k, v)| (k.0, v.0))
+            .collect();
+        entries.sort_by_key(|(key, _)| *key);
+        entries
+    }
+
+    /// Writes an entry of the rewrite table.
+    pub fn set_rewrite<A: Address>(&mut self, key: RewriteKey<A>, value: Rewrite<A>) {
+        self.hash::<RewriteKey<A>, Rewrite<A>>(names::for_family::<A>(names::REWRITES))
+            .insert(Plain(key), Plain(value), 0)
+            .expect("rewrite");
+    }
+
+    /// How often a reason was counted, over all CPUs.
+    pub fn count(&self, reason: Reason) -> u64 {
+        let map: PerCpuArray<_, u64> =
+            PerCpuArray::try_from(self.ebpf.map(names::REASONS).expect("reasons")).expect("per-CPU array");
+        map.get(&(reason as u32), 0).expect("reason").iter().sum()
+    }
+}

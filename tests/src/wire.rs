@@ -1,0 +1,92 @@
+//! Packets as bytes, built and taken apart by a library that shares no code with the programs: the expected side of byte-exact
+//! tests.
+
+use std::net::IpAddr;
+
+use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+
+/// Hardware addresses of every built packet.
+pub const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// See [`SRC_MAC`].
+pub const DST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// TCP flags of a built packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tcp {
+    /// First packet of a handshake.
+    Syn,
+    /// Its answer.
+    SynAck,
+    /// Anything in the middle.
+    Ack,
+    /// A sender's last packet.
+    FinAck,
+    /// A reset.
+    Rst,
+}
+
+/// Protocol and flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum L4 {
+    /// TCP.
+    Tcp(Tcp),
+    /// UDP.
+    Udp,
+}
+
+/// Address and port.
+pub type End = (IpAddr, u16);
+
+/// An Ethernet packet with correct checksums.
+pub fn packet(l4: L4, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
+    let ethernet = PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
+    let ip = match (src.0, dst.0) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+        _ => panic!("{src:?} and {dst:?} are of different families"),
+    };
+    let mut bytes = Vec::new();
+    match l4 {
+        L4::Udp => ip.udp(src.1, dst.1).write(&mut bytes, payload),
+        L4::Tcp(flags) => {
+            let tcp = ip.tcp(src.1, dst.1, 1_000, 4_096);
+            match flags {
+                Tcp::Syn => tcp.syn(),
+                Tcp::SynAck => tcp.syn().ack(2_000),
+                Tcp::Ack => tcp.ack(2_000),
+                Tcp::FinAck => tcp.fin().ack(2_000),
+                Tcp::Rst => tcp.rst(),
+            }
+            .write(&mut bytes, payload)
+        }
+    }
+    .expect("a packet in memory");
+    bytes
+}
+
+/// The source and destination of a packet.
+pub fn ends(packet: &[u8]) -> (End, End) {
+    let sliced = SlicedPacket::from_ethernet(packet).expect("a packet");
+    let (src, dst): (IpAddr, IpAddr) = match sliced.net.expect("an IP packet") {
+        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => panic!("ARP has no ports"),
+    };
+    let (src_port, dst_port) = match sliced.transport.expect("an L4 header") {
+        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
+        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+        other => panic!("{other:?} has no ports"),
+    };
+    ((src, src_port), (dst, dst_port))
+}
+
+/// Fails with both packets taken apart if they are not the same bytes.
+#[track_caller]
+pub fn assert_same(got: &[u8], want: &[u8]) {
+    assert!(
+        got == want,
+        "\n got: {got:02x?}\nwant: {want:02x?}\n got: {:#?}\nwant: {:#?}",
+        SlicedPacket::from_ethernet(got),
+        SlicedPacket::from_ethernet(want)
+    );
+}
