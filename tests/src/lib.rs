@@ -1,4 +1,22 @@
-//! Support for the tests that need a kernel, for the demo and for the benchmarks.
+//! What the tests need and share: packets built from scratch, namespaces as nodes and pods, echo servers and clients, the real
+//! agent, a real API server, and statistics. Used by the tests beside it, by the benchmarks and by the demo.
+//!
+//! Everything a helper makes (namespace, link, mount, cgroup, process, folder) is removed when its guard is dropped, also on a
+//! panic; leftovers of a killed run are removed at the next start.
 
+pub mod agent;
+pub mod apiserver;
+pub mod cgroup;
+pub mod echo;
+pub mod leftovers;
+pub mod manifests;
+pub mod maps;
+pub mod netns;
+pub mod packet;
+pub mod process;
 pub mod programs;
+pub mod stats;
+pub mod topology;
+pub mod traffic;
 pub mod wire;
+pub mod world;

@@ -1,0 +1,228 @@
+//! The demonstration behind `cargo xtask demo`: two nodes, four backend pods and a client pod made of namespaces, one real agent
+//! per node, real traffic, and a table of who answered. Ends with an error if anything was not as promised.
+
+mod cluster;
+mod objects;
+mod report;
+mod standing;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
+use proxy_common::addr::Protocol;
+use proxy_tests::{echo, leftovers, maps, process, traffic};
+
+use cluster::Cluster;
+use report::Row;
+
+/// Requests per row of the table.
+const REQUESTS: usize = 1_000;
+/// Far above what a change takes to arrive: a bound for a broken agent only.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+/// Two nodes, four pods, real traffic through the real datapath.
+#[derive(Parser)]
+#[command(name = "demo")]
+struct Args {
+    /// Leave everything standing, and say how to look around.
+    #[arg(long)]
+    keep: bool,
+    /// Take the objects from this API server instead of a folder of manifests.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Remove what an earlier `--keep` left standing.
+    #[arg(long, conflicts_with_all = ["keep", "kubeconfig"])]
+    remove: bool,
+    #[command(subcommand)]
+    helper: Option<standing::Helper>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.helper {
+        Some(helper) => helper.run(),
+        None if args.remove => {
+            println!("removed {} namespaces, folders and cgroups", leftovers::remove_kept());
+            Ok(())
+        }
+        None => demo(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n\x1b[1;31mThe demo failed:\x1b[0m {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn demo(args: &Args) -> Result<()> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    if args.keep {
+        leftovers::keep_everything();
+    }
+    let cluster = Cluster::build(args.keep, args.kubeconfig.as_deref())?;
+    let result = show(&cluster, &interrupted);
+    if args.keep && !interrupted.load(Ordering::Relaxed) {
+        cluster.explain();
+        return result;
+    }
+    step("Removing everything");
+    cluster.remove();
+    let left = leftovers::owned_by_this_process();
+    ensure!(left.is_empty(), "something was left behind: {left:?}");
+    println!("  nothing is left: no namespace, mount, pinned map, cgroup or folder");
+    result?;
+    println!("\n\x1b[1;32mEverything as promised.\x1b[0m");
+    Ok(())
+}
+
+fn show(cluster: &Cluster, interrupted: &AtomicBool) -> Result<()> {
+    let vips = cluster.publish()?;
+    let vip_names: Vec<String> = vips.iter().map(ToString::to_string).collect();
+    println!(
+        "  Service demo is live on both nodes at {} (TCP and UDP)",
+        vip_names.join(" and ")
+    );
+    balance(cluster, &vips, interrupted)?;
+    remove_one(cluster, &vips, interrupted)
+}
+
+/// The first half: a thousand requests of each kind, and the table.
+fn balance(cluster: &Cluster, vips: &[SocketAddr], interrupted: &AtomicBool) -> Result<()> {
+    step(&format!("Sending {REQUESTS} requests of each kind"));
+    let names = cluster.backend_names();
+    let mut rows = Vec::new();
+    for vip in vips {
+        for (from, protocol) in [
+            ("client pod", Protocol::Tcp),
+            ("node1 itself", Protocol::Tcp),
+            ("client pod", Protocol::Udp),
+            ("node1 itself", Protocol::Udp),
+        ] {
+            let request = match protocol {
+                Protocol::Udp => echo::udp,
+                _ => echo::tcp,
+            };
+            let send = || {
+                let requests = (0..REQUESTS).take_while(|_| !interrupted.load(Ordering::Relaxed));
+                requests
+                    .map(|_| request(*vip).map(|answer| answer.server))
+                    .collect::<Vec<_>>()
+            };
+            let begin = Instant::now();
+            let outcomes = if from == "client pod" {
+                cluster.client().run(send)
+            } else {
+                cluster.agents[0].run(send)
+            };
+            ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+            let row = Row::new(from, protocol, *vip, &names, &outcomes);
+            println!(
+                "  {:<13} {protocol} {vip:<18} {:>6.0} ms",
+                from,
+                begin.elapsed().as_secs_f64() * 1e3
+            );
+            rows.push(row);
+        }
+    }
+    println!("\n{}", report::table(&names, &rows));
+    let wrong: Vec<String> = rows.iter().filter_map(Row::verdict).collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    println!("  every request was answered, and the shares are what a uniform choice gives");
+    Ok(())
+}
+
+/// The second half: an endpoint goes while requests keep running.
+fn remove_one(cluster: &Cluster, vips: &[SocketAddr], interrupted: &AtomicBool) -> Result<()> {
+    let names = cluster.backend_names();
+    let Some((gone, rest)) = names.split_last() else {
+        bail!("there are backends")
+    };
+    step(&format!("Deleting the endpoint {gone} while requests keep running"));
+    let mut running = Vec::new();
+    for vip in vips.iter().copied() {
+        let pause = Duration::from_micros(500);
+        let client = cluster.client().netns.clone();
+        running.push(traffic::repeat(
+            |body| client.spawn(body),
+            pause,
+            move || echo::tcp(vip),
+        ));
+        running.push(traffic::repeat(
+            |body| client.spawn(body),
+            pause,
+            move || echo::udp(vip),
+        ));
+        running.push(traffic::repeat(
+            |body| cluster.agents[0].spawn(body),
+            pause,
+            move || echo::tcp(vip),
+        ));
+    }
+    let enough = |what: &str| -> Result<()> {
+        let reached = running.iter().all(|r| r.wait_for(300, ARRIVAL));
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        ensure!(reached, "requests came to a halt {what} the change");
+        Ok(())
+    };
+    enough("before")?;
+    let changed = Instant::now();
+    cluster.set_endpoints(rest)?;
+    wait_until_live(cluster, vips, rest.len())?;
+    let live = Instant::now();
+    println!(
+        "  live on both nodes {:.0} ms after it was written",
+        (live - changed).as_secs_f64() * 1e3
+    );
+    enough("after")?;
+    let samples: Vec<_> = running.into_iter().flat_map(traffic::Running::stop).collect();
+    let failed = traffic::failures(&samples);
+    let after = traffic::answers_after(&samples, live);
+    let stray = after.iter().filter(|server| *server == gone).count();
+    println!(
+        "  {} requests during the change, {} failed",
+        samples.len(),
+        failed.len()
+    );
+    println!("  {} of them after it, {stray} sent to {gone}", after.len());
+    if let Some(first) = failed.first() {
+        bail!(
+            "{} requests failed during the change, the first with: {:?}",
+            failed.len(),
+            first.outcome
+        );
+    }
+    ensure!(stray == 0, "{stray} requests were sent to {gone} after it was deleted");
+    Ok(())
+}
+
+/// Waits until every node's maps have `count` backends behind each address.
+fn wait_until_live(cluster: &Cluster, vips: &[SocketAddr], count: usize) -> Result<()> {
+    for agent in &cluster.agents {
+        for vip in vips {
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let mut last = None;
+                let live = process::wait_until(ARRIVAL, || {
+                    last = Some(maps::backends(&agent.bpf_dir(), *vip, protocol));
+                    matches!(&last, Some(Ok(Some(backends))) if backends.len() == count).then_some(())
+                });
+                live.with_context(|| format!("{} has {last:?} behind {vip}; its log:\n{}", agent.node(), agent.log()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn step(what: &str) {
+    println!("\n\x1b[1m{what}\x1b[0m");
+}

@@ -1,0 +1,188 @@
+//! Names that tell which process made a thing, and the removal of things whose process is dead.
+//!
+//! Called by everything that makes namespaces, cgroups and folders. A killed run cannot clean up after itself; the next one does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, umount2};
+
+use crate::cgroup;
+
+/// Everything made by the tests is called `ebpf-proxy-test-<pid>-<number>-<label>`.
+pub const PREFIX: &str = "ebpf-proxy-test-";
+
+/// Where iproute2 keeps named namespaces.
+pub const NETNS_DIR: &str = "/run/netns";
+
+/// Everything that outlives its process on purpose, because somebody asked to keep it, is called
+/// `ebpf-proxy-demo-<pid>-<number>-<label>`; nothing but [`remove_kept`] touches it.
+pub const KEPT_PREFIX: &str = "ebpf-proxy-demo-";
+
+/// File in a kept folder with a line `<pid> <start time>` for each process that was left running.
+const PROCESSES: &str = "processes";
+
+static KEEP: AtomicBool = AtomicBool::new(false);
+
+/// From now on names say that their bearers are to be kept.
+pub fn keep_everything() {
+    KEEP.store(true, Ordering::Relaxed);
+}
+
+/// Remembers, in a kept folder, a process that is left running.
+pub fn record_process(dir: &Path, pid: u32) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(dir.join(PROCESSES))?;
+    writeln!(file, "{pid} {}", start_time(pid).unwrap_or_default())
+}
+
+/// Ends and removes everything that was kept. Gives the number of things removed.
+pub fn remove_kept() -> usize {
+    let is_kept = |path: &PathBuf| {
+        path.file_name()
+            .is_some_and(|n| n.to_string_lossy().starts_with(KEPT_PREFIX))
+    };
+    let list = |dir: &Path| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .filter(is_kept)
+            .collect()
+    };
+    let dirs: Vec<PathBuf> = list(&std::env::temp_dir());
+    for line in dirs
+        .iter()
+        .flat_map(|dir| fs::read_to_string(dir.join(PROCESSES)))
+        .flat_map(|f| f.lines().map(String::from).collect::<Vec<_>>())
+    {
+        let Some((pid, started)) = line
+            .split_once(' ')
+            .and_then(|(pid, started)| Some((pid.parse().ok()?, started)))
+        else {
+            continue;
+        };
+        // The same process still, not one that got its number since.
+        if start_time(pid).as_deref() == Some(started) {
+            let _ = nix::sys::signal::kill(
+                nix::unistd::Pid::from_raw(pid as i32),
+                nix::sys::signal::Signal::SIGKILL,
+            );
+            crate::process::wait_until(std::time::Duration::from_secs(2), || {
+                start_time(pid).is_none().then_some(())
+            });
+        }
+    }
+    for dir in &dirs {
+        remove_dir_with_mounts(dir);
+    }
+    let namespaces: Vec<PathBuf> = list(Path::new(NETNS_DIR));
+    for path in &namespaces {
+        let _ = umount2(path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_file(path);
+    }
+    let cgroups: Vec<PathBuf> = cgroup::base().map(|base| list(&base)).unwrap_or_default();
+    for path in &cgroups {
+        crate::process::wait_until(std::time::Duration::from_secs(2), || fs::remove_dir(path).ok());
+    }
+    dirs.len() + namespaces.len() + cgroups.len()
+}
+
+/// Field 22 of `/proc/<pid>/stat`; `None` for a process that is gone or a zombie.
+fn start_time(pid: u32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    (fields.first() != Some(&"Z")).then(|| fields.get(19).map(|f| (*f).to_owned()))?
+}
+
+/// A name that nobody else on the machine uses. The first call of a process removes what dead ones left.
+pub fn unique_name(label: &str) -> String {
+    static SWEEP: Once = Once::new();
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    SWEEP.call_once(sweep);
+    format!(
+        "{PREFIX}{}-{}-{label}",
+        std::process::id(),
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// A folder that disappears with its guard, and with the next run if this one is killed.
+pub fn temp_dir(label: &str) -> std::io::Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix(&unique_name(label)).tempdir()
+}
+
+/// Removes namespaces, mounts, folders and cgroups of test processes that do not run any more. What cannot be removed (someone
+/// else is removing it too) stays for the next time.
+pub fn sweep() {
+    for path in ours(Path::new(NETNS_DIR)).filter(|p| is_dead(p)) {
+        let _ = umount2(&path, MntFlags::MNT_DETACH);
+        let _ = fs::remove_file(&path);
+    }
+    for path in ours(&std::env::temp_dir()).filter(|p| is_dead(p)) {
+        remove_dir_with_mounts(&path);
+    }
+    if let Ok(base) = cgroup::base() {
+        for path in ours(&base).filter(|p| is_dead(p)) {
+            let _ = fs::remove_dir(&path);
+        }
+    }
+}
+
+/// What this process made and has not removed yet.
+pub fn owned_by_this_process() -> Vec<PathBuf> {
+    let places = [
+        Some(PathBuf::from(NETNS_DIR)),
+        Some(std::env::temp_dir()),
+        cgroup::base().ok(),
+    ];
+    let all = places.iter().flatten().flat_map(|dir| ours(dir));
+    all.filter(|path| pid_of(path) == Some(std::process::id())).collect()
+}
+
+/// Unmounts whatever is mounted below `path`, then removes the folder.
+pub fn remove_dir_with_mounts(path: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    for target in mounts.lines().filter_map(|line| line.split(' ').nth(1)) {
+        if Path::new(target).starts_with(path) {
+            let _ = umount2(target, MntFlags::MNT_DETACH);
+        }
+    }
+    let _ = fs::remove_dir_all(path);
+}
+
+fn ours(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|e| e.path()).filter(|p| pid_of(p).is_some())
+}
+
+fn pid_of(path: &Path) -> Option<u32> {
+    let (pid, _) = path.file_name()?.to_str()?.strip_prefix(PREFIX)?.split_once('-')?;
+    pid.parse().ok()
+}
+
+fn is_dead(path: &Path) -> bool {
+    pid_of(path).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_owner_is_in_the_name() {
+        let name = unique_name("x");
+        assert_eq!(pid_of(Path::new(&name)), Some(std::process::id()));
+        assert!(!is_dead(Path::new(&name)));
+        // Larger than any pid the kernel gives out (2^22).
+        assert!(is_dead(Path::new(&format!("{PREFIX}99999999-0-x"))));
+        assert_eq!(pid_of(Path::new("/run/netns/somebody-else")), None);
+    }
+}

@@ -1,0 +1,52 @@
+//! What the kernel holds for a frontend, read from an agent's pinned maps: how a test knows that a change has arrived.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use aya::maps::{Array, HashMap, Map, MapData};
+use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
+use proxy_common::backend::Backend;
+use proxy_common::frontend::{Frontend, FrontendKey};
+use proxy_common::names;
+
+use crate::programs::Plain;
+
+/// The backends that new connections to a frontend choose from, sorted; `None` if nobody serves it.
+pub fn backends(bpf_dir: &Path, vip: SocketAddr, protocol: Protocol) -> Result<Option<Vec<SocketAddr>>> {
+    match vip.ip() {
+        IpAddr::V4(ip) => read(bpf_dir, Addr4::from(ip), vip.port(), protocol),
+        IpAddr::V6(ip) => read(bpf_dir, Addr6::from(ip), vip.port(), protocol),
+    }
+}
+
+fn read<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) -> Result<Option<Vec<SocketAddr>>> {
+    let Some(frontend) = frontend(bpf_dir, FrontendKey::new(addr, Port::new(port), protocol.number()))? else {
+        return Ok(None);
+    };
+    let map = Map::Array(open(bpf_dir, names::for_family::<A>(names::BACKENDS))?);
+    let slots: Array<MapData, Plain<Backend<A>>> = map.try_into()?;
+    let range = frontend.range();
+    let mut found = Vec::new();
+    for index in range.first..range.first + range.count {
+        let backend = slots.get(&index, 0)?.0;
+        found.push(SocketAddr::new(backend.addr.into(), backend.port.get()));
+    }
+    found.sort_unstable();
+    Ok(Some(found))
+}
+
+fn frontend<A: Address>(bpf_dir: &Path, key: FrontendKey<A>) -> Result<Option<Frontend>> {
+    let map = Map::HashMap(open(bpf_dir, names::for_family::<A>(names::FRONTENDS))?);
+    let frontends: HashMap<MapData, Plain<FrontendKey<A>>, Plain<Frontend>> = map.try_into()?;
+    match frontends.get(&Plain(key), 0) {
+        Ok(frontend) => Ok(Some(frontend.0)),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(error).context("reading a frontend"),
+    }
+}
+
+fn open(bpf_dir: &Path, name: &str) -> Result<MapData> {
+    let path = bpf_dir.join(format!("v{}", names::LAYOUT_VERSION)).join(name);
+    MapData::from_pin(&path).with_context(|| format!("opening pinned map {}", path.display()))
+}
