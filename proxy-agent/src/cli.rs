@@ -14,6 +14,9 @@ use crate::{datapath, run};
 /// Where the maps are pinned unless said otherwise.
 const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
 
+/// The client reports what the watches report again, and better.
+const DEFAULT_LOG: &str = "info,kube_client::client=off";
+
 /// An eBPF service proxy for Kubernetes: does on every node what kube-proxy does, under any CNI plugin.
 #[derive(Parser, Debug)]
 #[command(name = "proxy-agent", version)]
@@ -256,7 +259,8 @@ fn execute(command: Command) -> anyhow::Result<()> {
             inspect::services(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
         Command::Service(ServiceCommand::Get { service, view }) => {
-            inspect::services(&view.pins.bpf_dir, &one_service(&service)?, view.output.into())?
+            let (namespace, name) = one_service(&service)?;
+            inspect::service(&view.pins.bpf_dir, namespace, name, view.output.into())?
         }
         Command::Backend(BackendCommand::List { view, filter }) => {
             inspect::backends(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
@@ -280,31 +284,33 @@ fn print(text: &str) -> anyhow::Result<()> {
 impl FilterArgs {
     fn filter(&self) -> anyhow::Result<Filter> {
         match &self.service {
-            Some(service) => one_service(service),
+            Some(service) => {
+                let (namespace, name) = one_service(service)?;
+                Ok(Filter {
+                    namespace: Some(namespace.to_owned()),
+                    service: Some(name.to_owned()),
+                    protocol: None,
+                })
+            }
             None => Ok(Filter {
                 namespace: self.namespace.clone(),
-                service: None,
-                protocol: None,
+                ..Filter::default()
             }),
         }
     }
 }
 
-fn one_service(text: &str) -> anyhow::Result<Filter> {
+fn one_service(text: &str) -> anyhow::Result<(&str, &str)> {
     let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
     if namespace.is_empty() || name.is_empty() || name.contains('/') {
         bail!("{text:?} is not a Service: write namespace/name, such as kube-system/kube-dns");
     }
-    Ok(Filter {
-        namespace: Some(namespace.to_owned()),
-        service: Some(name.to_owned()),
-        protocol: None,
-    })
+    Ok((namespace, name))
 }
 
 fn init_log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
     // A log that is already there (tests) stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -325,12 +331,11 @@ mod tests {
 
     #[test]
     fn services_by_name() {
-        let filter = one_service("kube-system/kube-dns").unwrap();
         assert_eq!(
-            (filter.namespace.as_deref(), filter.service.as_deref()),
-            (Some("kube-system"), Some("kube-dns"))
+            one_service("kube-system/kube-dns").unwrap(),
+            ("kube-system", "kube-dns")
         );
-        assert_eq!(one_service("web").unwrap().namespace.as_deref(), Some("default"));
+        assert_eq!(one_service("web").unwrap(), ("default", "web"));
         for text in ["", "/", "a/", "/b", "a/b/c"] {
             assert!(one_service(text).is_err(), "{text}");
         }

@@ -5,6 +5,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use proxy_common::names::LAYOUT_VERSION;
+
 use super::classic::Classic;
 use super::error::DatapathError;
 use super::links::remove_pin;
@@ -30,13 +32,11 @@ pub fn cleanup(bpf_dir: &Path) -> Result<CleanupReport, DatapathError> {
         None
     };
     report.filters = remove_filters().map_err(DatapathError::call("removing filters", "the interfaces"))?;
-    // Other layout versions are ours as well.
+    // Earlier layout versions are ours as well.
     for version in children(bpf_dir)? {
         let name = version.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if name
-            .strip_prefix('v')
-            .is_none_or(|number| number.parse::<u32>().is_err())
-        {
+        let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
+        if !number.is_some_and(|number| (1..=LAYOUT_VERSION).contains(&number)) {
             continue;
         }
         let pins = Pins {

@@ -150,7 +150,7 @@ mod tests {
 
     use proxy_common::addr::Addr4;
     use proxy_common::backend::Backend;
-    use proxy_common::rewrite::{HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE};
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE, Meta};
 
     use super::*;
     use crate::datapath::memory::MemoryTables;
@@ -214,23 +214,23 @@ mod tests {
         let key = RewriteKey::new(CLIENT, port, VIP, PORT, protocol.number(), HOOK_INGRESS);
         let back = add(
             key,
-            key.rewrite_to(CLIENT, port, backend, PORT, proxy_common::rewrite::Meta::default()),
+            key.rewrite_to(CLIENT, port, backend, PORT, Meta::default()),
             KIND_REQUEST,
         );
         add(
             back,
-            back.rewrite_to(VIP, PORT, CLIENT, port, proxy_common::rewrite::Meta::default()),
+            back.rewrite_to(VIP, PORT, CLIENT, port, Meta::default()),
             KIND_REPLY,
         );
         let key = RewriteKey::new(CLIENT, port, backend, PORT, protocol.number(), HOOK_EGRESS);
         let back = add(
             key,
-            key.rewrite_to(node, node_port, backend, PORT, proxy_common::rewrite::Meta::default()),
+            key.rewrite_to(node, node_port, backend, PORT, Meta::default()),
             KIND_MASQUERADE,
         );
         add(
             back,
-            back.rewrite_to(backend, PORT, CLIENT, port, proxy_common::rewrite::Meta::default()),
+            back.rewrite_to(backend, PORT, CLIENT, port, Meta::default()),
             KIND_UNMASQUERADE,
         );
         assert_eq!(tables.v4.rewrites.len(), 4);

@@ -42,6 +42,9 @@ pub(super) struct Collector {
     cursor: Cursor,
     /// When the last walk ended; none while one is under way.
     rests_since: Option<Instant>,
+    /// Entries seen by the walk under way, and by the last one that ended.
+    counting: u64,
+    counted: u64,
 }
 
 /// A connection, as far as its age is concerned.
@@ -70,15 +73,22 @@ impl Collector {
         while started.elapsed() < BUDGET {
             let mut entries = Vec::new();
             let at_end = tables.scan_rewrites(&mut self.cursor, &mut entries)?;
+            self.counting += entries.len() as u64;
             for entry in &entries {
                 removed += collect(tables, entry, now)?;
             }
             if at_end {
                 self.rests_since = Some(Instant::now());
+                self.counted = std::mem::take(&mut self.counting);
                 break;
             }
         }
         Ok(removed)
+    }
+
+    /// Entries in the table when it was last walked through.
+    pub(super) fn entries(&self) -> u64 {
+        self.counted
     }
 
     /// Is a walk under way?
@@ -161,7 +171,7 @@ fn timeout(pair: &Pair) -> u32 {
 #[cfg(test)]
 mod tests {
     use proxy_common::addr::{Addr4, Port};
-    use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, RewriteKey};
+    use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, Meta, RewriteKey};
 
     use super::*;
     use crate::datapath::memory::MemoryTables;
@@ -181,13 +191,13 @@ mod tests {
             rewrite
         };
         let there = entry(
-            key.rewrite_to(client, port, backend, http, proxy_common::rewrite::Meta::default()),
+            key.rewrite_to(client, port, backend, http, Meta::default()),
             KIND_REQUEST,
             request,
         );
         let back_key = key.partner(&there);
         let back = entry(
-            back_key.rewrite_to(vip, http, client, port, proxy_common::rewrite::Meta::default()),
+            back_key.rewrite_to(vip, http, client, port, Meta::default()),
             KIND_REPLY,
             reply,
         );

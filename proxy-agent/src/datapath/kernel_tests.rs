@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use proxy_common::addr::{Addr4, Port, Protocol};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::FrontendKey;
-use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, RewriteKey};
+use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, Meta, RewriteKey};
 
 use super::*;
 use crate::netlink::{LinkAddress, LinkInfo};
@@ -322,22 +322,10 @@ fn udp_flows_leave_with_their_backend() {
                 17,
                 HOOK_INGRESS,
             );
-            let mut there = key.rewrite_to(
-                client,
-                key.src_port,
-                Addr4([10, 0, 0, last]),
-                vip.port,
-                proxy_common::rewrite::Meta::default(),
-            );
+            let mut there = key.rewrite_to(client, key.src_port, Addr4([10, 0, 0, last]), vip.port, Meta::default());
             (there.kind, there.service) = (KIND_REQUEST, id);
             let back_key = key.partner(&there);
-            let mut back = back_key.rewrite_to(
-                vip.addr,
-                vip.port,
-                client,
-                key.src_port,
-                proxy_common::rewrite::Meta::default(),
-            );
+            let mut back = back_key.rewrite_to(vip.addr, vip.port, client, key.src_port, Meta::default());
             (back.kind, back.service) = (KIND_REPLY, id);
             let map = aya::maps::MapData::from_pin(Pins::new(&bed.bpf_dir).maps.join("REWRITES4")).unwrap();
             sys::update(map.fd().as_fd(), &key, &there).unwrap();
@@ -384,13 +372,7 @@ fn a_walk_in_chunks_sees_every_entry_once() {
         for number in 0..ENTRIES {
             let client = Addr4(number.to_be_bytes());
             let key = RewriteKey::new(client, Port::new(1), client, Port::new(2), 6, HOOK_INGRESS);
-            let value = key.rewrite_to(
-                client,
-                Port::new(1),
-                client,
-                Port::new(3),
-                proxy_common::rewrite::Meta::default(),
-            );
+            let value = key.rewrite_to(client, Port::new(1), client, Port::new(3), Meta::default());
             sys::update(map.fd().as_fd(), &key, &value).unwrap();
         }
         let mut found: Vec<_> = datapath.tables.v4.rewrites.all().unwrap();
@@ -432,4 +414,101 @@ fn inspection_needs_no_agent() {
             "[]\n"
         );
     });
+}
+
+#[test]
+fn an_interface_index_that_was_reused_is_attached() {
+    for mode in [AttachMode::Tcx, AttachMode::Classic] {
+        in_namespace(move |bed| {
+            let mut datapath = Datapath::open(bed.options(mode)).unwrap();
+            assert_ok(&datapath.set_network(&network()));
+            let before = index("left");
+            ip("link del left");
+            ip(&format!("link add left index {before} type veth peer name right"));
+            assert_ok(&datapath.set_network(&network()));
+            assert!(datapath.links.is_intact(before));
+        });
+    }
+}
+
+/// The socket programs find the service, and the application sees the address it dialled.
+#[test]
+fn a_process_in_the_cgroup_reaches_a_service() {
+    in_namespace(|bed| {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
+        ip("link set left up");
+        ip("route add default via 192.0.2.2");
+        let (mut name, mut plan) = service();
+        name.protocol = Protocol::Tcp;
+        plan.v4.cluster.selectable = vec![Backend {
+            addr: Addr4([192, 0, 2, 1]),
+            port: Port::new(listener.local_addr().unwrap().port()),
+            flags: 0,
+        }];
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+        assert_ok(&datapath.set_network(&network()));
+        let script = format!(
+            "echo $$ > {}/cgroup.procs; exec 3<>/dev/tcp/10.96.0.10/53; echo hello >&3",
+            bed.cgroup.display()
+        );
+        let status = Command::new("timeout")
+            .args(["5", "bash", "-c", &script])
+            .status()
+            .unwrap();
+        assert!(status.success(), "the process could not connect to the service");
+        let mut text = String::new();
+        listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello\n");
+    });
+}
+
+/// A pod behind an interface reaches a service in both modes, and the endpoint sees the pod's own address (S119).
+#[test]
+fn a_pod_reaches_a_service_in_both_modes() {
+    for mode in [AttachMode::Tcx, AttachMode::Classic] {
+        in_namespace(move |bed| {
+            let listener = std::net::TcpListener::bind("192.0.2.1:0").unwrap();
+            let (mut name, mut plan) = service();
+            name.protocol = Protocol::Tcp;
+            plan.v4.cluster.selectable = vec![Backend {
+                addr: Addr4([192, 0, 2, 1]),
+                port: Port::new(listener.local_addr().unwrap().port()),
+                flags: 0,
+            }];
+            let mut datapath = Datapath::open(bed.options(mode)).unwrap();
+            assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+            assert_ok(&datapath.set_network(&network()));
+            let (tell, told) = std::sync::mpsc::channel();
+            let (go, gone) = std::sync::mpsc::channel();
+            let pod = std::thread::spawn(move || {
+                // SAFETY: no pointers; only this thread is affected.
+                assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0);
+                // SAFETY: no arguments, never fails.
+                tell.send(unsafe { libc::gettid() }).unwrap();
+                gone.recv().unwrap();
+                ip("address add 10.0.9.2/24 dev right");
+                ip("link set right up");
+                ip("route add default via 10.0.9.1");
+                let vip = "10.96.0.10:53".parse().unwrap();
+                let stream = std::net::TcpStream::connect_timeout(&vip, Duration::from_secs(5)).unwrap();
+                stream.peer_addr().unwrap()
+            });
+            ip(&format!("link set right netns {}", told.recv().unwrap()));
+            ip("address add 10.0.9.1/24 dev left");
+            ip("link set left up");
+            go.send(()).unwrap();
+            let dialled = pod.join().expect("the pod connects");
+            assert_eq!(dialled.to_string(), "10.96.0.10:53");
+            assert_eq!(listener.accept().unwrap().1.ip().to_string(), "10.0.9.2");
+            let rows = crate::inspect::connection_rows(&bed.bpf_dir, &crate::inspect::Filter::default()).unwrap();
+            assert_eq!(rows.len(), 1);
+            assert_eq!(
+                (rows[0].service.as_str(), rows[0].client.ip().to_string().as_str()),
+                ("kube-dns", "10.0.9.2")
+            );
+            assert_ne!(rows[0].state, "unanswered");
+        });
+    }
 }

@@ -96,6 +96,11 @@ impl Links {
         self.attached.len() * DIRECTIONS.len()
     }
 
+    /// Entries of `LINKS`, `NODE_ADDRS4` and `NODE_ADDRS6`.
+    pub(super) fn entries(&self) -> [u64; 3] {
+        [self.links.len(), self.node_addrs4.len(), self.node_addrs6.len()].map(|entries| entries as u64)
+    }
+
     /// `tcx` or `classic`.
     pub(super) fn mode(&self) -> &'static str {
         if self.tcx { "tcx" } else { "classic" }
@@ -155,7 +160,8 @@ impl Links {
         }
     }
 
-    fn is_intact(&mut self, ifindex: u32) -> bool {
+    /// Are both programs where we put them?
+    pub(super) fn is_intact(&mut self, ifindex: u32) -> bool {
         let Some(attached) = self.attached.get(&ifindex) else {
             return true;
         };
@@ -178,7 +184,8 @@ impl Links {
 
     fn attach(&mut self, ifindex: u32, info: &LinkInfo, programs: &Programs) -> io::Result<()> {
         let known = self.attached.get(&ifindex);
-        if known.is_some_and(|known| known.ethernet == info.has_ethernet) {
+        // An index may have gone to another interface between two pictures of the network: then the links are gone as well.
+        if known.is_some_and(|known| known.ethernet == info.has_ethernet) && self.is_intact(ifindex) {
             return Ok(());
         }
         let names = if info.has_ethernet {

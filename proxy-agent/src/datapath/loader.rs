@@ -75,6 +75,7 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
         names::REWRITES,
         names::NODE_ADDRS,
         names::SOCKETS,
+        names::FRAGMENTS,
     ]
     .into_iter()
     .flatten()

@@ -64,7 +64,7 @@ const SERVICES_SETTING: &str = "--services-capacity";
 /// Next tick while something is under way.
 const SOON: Duration = Duration::from_secs(1);
 /// Next tick otherwise.
-const LATER: Duration = Duration::from_secs(5);
+const LATER: Duration = Duration::from_secs(2);
 /// How often attachments are looked after.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest time between two tries of a write that keeps failing.
@@ -91,7 +91,7 @@ pub struct Datapath {
 /// Numbers for metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Entries and capacity per map that the agent fills.
+    /// Entries and capacity per map; those of the rewrite tables are as old as the last walk, some seconds.
     pub maps: Vec<MapStats>,
     /// How often each reason was met, by [`Reason::name`].
     pub reasons: Vec<(&'static str, u64)>,
@@ -249,6 +249,8 @@ impl Datapath {
         };
         let [backends4, backends6] = found.backends.map(u64::from);
         let [frontends4, frontends6] = found.frontends.map(|n| n as u64);
+        let [rewrites4, rewrites6] = [self.collectors[0].entries(), self.collectors[1].entries()];
+        let [links, addrs4, addrs6] = self.links.entries();
         let tables = &self.tables;
         Stats {
             maps: vec![
@@ -256,6 +258,11 @@ impl Datapath {
                 map("FRONTENDS6", frontends6, tables.v6.frontends.capacity()),
                 map("BACKENDS4", backends4, tables.v4.backends.len()),
                 map("BACKENDS6", backends6, tables.v6.backends.len()),
+                map("REWRITES4", rewrites4, tables.v4.rewrites.capacity()),
+                map("REWRITES6", rewrites6, tables.v6.rewrites.capacity()),
+                map("LINKS", links, tables.links.capacity()),
+                map("NODE_ADDRS4", addrs4, tables.v4.node_addrs.capacity()),
+                map("NODE_ADDRS6", addrs6, tables.v6.node_addrs.capacity()),
                 map("SERVICES", found.services as u64, tables.services.capacity()),
             ],
             reasons: self.reasons(),

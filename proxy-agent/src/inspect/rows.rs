@@ -314,7 +314,7 @@ fn state(request: u32, reply: u32) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use proxy_common::rewrite::{KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE};
+    use proxy_common::rewrite::{KIND_MASQUERADE, KIND_REPLY, KIND_UNMASQUERADE, Meta};
 
     use super::*;
 
@@ -333,28 +333,22 @@ mod tests {
         };
         let key = RewriteKey::new(client, port, vip, http, 6, HOOK_INGRESS);
         let request = entry(
-            key.rewrite_to(client, port, backend, http, proxy_common::rewrite::Meta::default()),
+            key.rewrite_to(client, port, backend, http, Meta::default()),
             KIND_REQUEST,
         );
         let back_key = key.partner(&request);
         let reply = entry(
-            back_key.rewrite_to(vip, http, client, port, proxy_common::rewrite::Meta::default()),
+            back_key.rewrite_to(vip, http, client, port, Meta::default()),
             KIND_REPLY,
         );
         let out_key = RewriteKey::new(client, port, backend, http, 6, HOOK_EGRESS);
         let out = entry(
-            out_key.rewrite_to(
-                node,
-                Port::new(61_000),
-                backend,
-                http,
-                proxy_common::rewrite::Meta::default(),
-            ),
+            out_key.rewrite_to(node, Port::new(61_000), backend, http, Meta::default()),
             KIND_MASQUERADE,
         );
         let in_key = out_key.partner(&out);
         let inward = entry(
-            in_key.rewrite_to(backend, http, client, port, proxy_common::rewrite::Meta::default()),
+            in_key.rewrite_to(backend, http, client, port, Meta::default()),
             KIND_UNMASQUERADE,
         );
         let entries = [(in_key, inward), (key, request), (out_key, out), (back_key, reply)];

@@ -16,6 +16,9 @@ const TCP8080: &str = "http:8080/TCP";
 const NODE_HINTED: u8 = READY | ENDPOINT_NODE_HINTED;
 const FOR_US: u8 = NODE_HINTED | ENDPOINT_FOR_THIS_NODE;
 
+/// Name, endpoints, and what a client sees.
+type Case<'a> = (&'a str, &'a [(&'a str, u8)], Outcome);
+
 fn web() -> Service {
     service("web", &[VIP], &[TCP80])
 }
@@ -67,7 +70,7 @@ fn backends(list: &[&str]) -> Outcome {
 
 #[test]
 fn conditions() {
-    let cases: &[(&str, &[(&str, u8)], Outcome)] = &[
+    let cases: &[Case] = &[
         ("S122 nothing", &[], Outcome::Refused),
         ("ready", &[("10.0.0.1", READY)], backends(&["10.0.0.1:8080"])),
         (
@@ -99,7 +102,7 @@ fn conditions() {
 
 #[test]
 fn local_policy() {
-    let cases: &[(&str, &[(&str, u8)], Outcome)] = &[
+    let cases: &[Case] = &[
         (
             "S57 local only",
             &[("10.0.0.1", READY_HERE), ("10.0.0.2", READY)],

@@ -291,7 +291,7 @@ mod tests {
             names(one, false),
             (vec!["Service default/web".to_owned()], vec![], false)
         );
-        assert_eq!(names(&one[..40], true).2, true);
+        assert!(names(&one[..40], true).2);
         assert_eq!(names("", true), (vec![], vec![], false));
     }
 

@@ -149,6 +149,7 @@ async fn follow<K: Watched>(api: Api<K>, config: watcher::Config, converter: Con
         converter,
         events,
         listing: None,
+        listed: false,
         kind: K::kind(&()).into_owned(),
     };
     if watch
@@ -170,6 +171,8 @@ struct Watch<K: Watched> {
     events: mpsc::Sender<Event>,
     /// Objects of a list that is not complete yet.
     listing: Option<Vec<K::Model>>,
+    /// Some list has been completed.
+    listed: bool,
     kind: String,
 }
 
@@ -193,7 +196,9 @@ impl<K: Watched> Watch<K> {
             };
             let sent = match next {
                 Some(Ok(event)) => self.handle(event).await,
-                Some(Err(error)) if patience.is_some() && refuses_streaming(&error) => return End::NoStreaming,
+                Some(Err(error)) if patience.is_some() && self.is_starting() && refuses_streaming(&error) => {
+                    return End::NoStreaming;
+                }
                 Some(Err(error)) => {
                     tracing::warn!(kind = self.kind, %error, "watch interrupted, the last state stands");
                     Ok(())
@@ -204,6 +209,11 @@ impl<K: Watched> Watch<K> {
                 return End::NobodyListens;
             }
         }
+    }
+
+    /// Is a list under way, or has none been completed yet? An error then is about the list, not about a watch after it.
+    fn is_starting(&self) -> bool {
+        self.listing.is_some() || !self.listed
     }
 
     async fn handle(&mut self, event: watcher::Event<K>) -> Result<(), mpsc::error::SendError<Event>> {
@@ -217,6 +227,7 @@ impl<K: Watched> Watch<K> {
             }
             watcher::Event::InitDone => {
                 let models = self.listing.take().unwrap_or_default();
+                self.listed = true;
                 tracing::info!(kind = self.kind, objects = models.len(), "listed");
                 self.events.send(Event::Change(K::list(models))).await?;
             }
@@ -252,10 +263,36 @@ fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
     }
 }
 
-/// From 1.27 on, a server where the feature is off says that the request is invalid.
+/// Does the server, rather than the way to it, say no while it streams a list? From 1.27 on, one where the feature is off says that
+/// the request is invalid; one on an old etcd says so only after the stream has begun.
 fn refuses_streaming(error: &watcher::Error) -> bool {
-    let watcher::Error::WatchStartFailed(kube::Error::Api(status)) = error else {
-        return false;
-    };
-    matches!(status.code, 400 | 422)
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => matches!(status.code, 400 | 422),
+        watcher::Error::WatchError(status) => !matches!(status.code, 401 | 403 | 410 | 429),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    #[test]
+    fn who_has_no_streaming_lists() {
+        let status = |code| Box::new(Status::failure("no", "no").with_code(code));
+        let start = |code| watcher::Error::WatchStartFailed(kube::Error::Api(status(code)));
+        assert!(refuses_streaming(&start(422)));
+        assert!(!refuses_streaming(&start(403)) && !refuses_streaming(&start(500)));
+        assert!(
+            refuses_streaming(&watcher::Error::WatchError(status(500))),
+            "etcd without progress requests"
+        );
+        assert!(
+            !refuses_streaming(&watcher::Error::WatchError(status(410))),
+            "has to start anew"
+        );
+        assert!(!refuses_streaming(&watcher::Error::NoResourceVersion));
+    }
 }

@@ -59,11 +59,7 @@ fn follow(
     rx: &Receiver<notify::Result<notify::Event>>,
     events: &mpsc::Sender<Event>,
 ) {
-    let send = |list: Vec<Event>| {
-        list.into_iter()
-            .try_for_each(|event| events.blocking_send(event))
-            .is_ok()
-    };
+    let send = |list: Vec<Event>| list.into_iter().all(|event| events.blocking_send(event).is_ok());
     if !send(folder.first_list()) {
         return;
     }
