@@ -56,8 +56,8 @@ pub struct World {
 
 /// Sends `count` requests, each of which must be answered, and gives the names of those who did.
 #[track_caller]
-pub fn answered_by(count: usize, request: impl Fn() -> Outcome) -> BTreeSet<String> {
-    let answer = |i| request().unwrap_or_else(|failure| panic!("request {i} of {count}: {failure}"));
+pub fn answered_by(count: usize, what: &str, request: impl Fn() -> Outcome) -> BTreeSet<String> {
+    let answer = |i| request().unwrap_or_else(|failure| panic!("{what}, request {i} of {count}: {failure}"));
     (0..count).map(|i| answer(i).server).collect()
 }
 

@@ -68,7 +68,7 @@ impl Cluster {
         let client = self.world.topology.pod(0, 0);
         vips()
             .iter()
-            .flat_map(|vip| client.run(|| answered_by(40, || echo::tcp(*vip))))
+            .flat_map(|vip| client.run(|| answered_by(40, "TCP to the service", || echo::tcp(*vip))))
             .collect()
     }
 }

@@ -29,11 +29,12 @@ fn ten_thousand_connections_are_spread_evenly() {
     world.publish(&pods).unwrap();
     let client = world.topology.pod(0, 0);
     for vip in vips() {
-        let send = || echo::names(10_000, || echo::tcp(vip)).unwrap();
-        for (from, answers) in [("pod", client.run(send)), ("node", world.agents[0].run(send))] {
+        let send = || echo::names(10_000, || echo::tcp(vip));
+        for (from, answers) in [("a pod", client.run(send)), ("the node", world.agents[0].run(send))] {
+            let answers = answers.unwrap_or_else(|error| panic!("from {from} to {vip}: {error}"));
             let counts = stats::count(&pods, &answers);
             let result = stats::uniform(&counts);
-            assert!(result.p > IMPROBABLE, "from a {from} to {vip}: {counts:?}, {result:?}");
+            assert!(result.p > IMPROBABLE, "from {from} to {vip}: {counts:?}, {result:?}");
         }
     }
 }

@@ -42,7 +42,10 @@ fn address(world: &World, pod: usize) -> String {
 fn assert_unharmed(world: &mut World, round: u16) {
     let client = world.topology.pod(0, 0);
     for vip in vips() {
-        assert_eq!(client.run(|| answered_by(5, || echo::tcp(vip))), names(&["pod1-2"]));
+        assert_eq!(
+            client.run(|| answered_by(5, "TCP to the service", || echo::tcp(vip))),
+            names(&["pod1-2"])
+        );
     }
     let fresh = SocketAddr::new("10.96.0.77".parse().unwrap(), round);
     let objects = [
