@@ -233,6 +233,12 @@ pub fn tcp(server: SocketAddr) -> Outcome {
     Held::open(server)?.ask()
 }
 
+/// Only connects, with a patience of its own; the connection is closed at once.
+pub fn dial(server: SocketAddr, patience: Duration) -> Result<(), Failure> {
+    TcpStream::connect_timeout(&server, patience)?;
+    Ok(())
+}
+
 /// A TCP connection that stays open between requests.
 pub struct Held {
     reader: BufReader<TcpStream>,

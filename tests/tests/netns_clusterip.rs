@@ -1,5 +1,6 @@
 //! Pods reach ClusterIPs through the packet programs: every way of connecting pods, both ways of attaching, both families, both
 //! protocols, checksum offload and segmentation offload as the kernel has them.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

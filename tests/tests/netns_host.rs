@@ -1,5 +1,6 @@
 //! Processes of a node reach ClusterIPs: through the socket programs (`--socket-lb host`, `all`), and through the packet programs
 //! when those are off.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
