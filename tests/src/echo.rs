@@ -358,6 +358,13 @@ pub fn udp_unconnected(server: SocketAddr) -> Outcome {
     Udp::open(server)?.ask_at(server)
 }
 
+/// What a request is called, and how it is made.
+pub type Request = (&'static str, fn(SocketAddr) -> Outcome);
+/// One request of each kind.
+pub const REQUESTS: [Request; 3] = [("TCP", tcp), ("UDP", udp), ("UDP sendto", udp_unconnected)];
+/// Those that can be refused: the kernel tells an unconnected UDP socket of no refusal.
+pub const CONNECTED: [Request; 2] = [REQUESTS[0], REQUESTS[1]];
+
 /// `count` answers' server names; the first failure ends it.
 pub fn names(count: usize, mut request: impl FnMut() -> Outcome) -> Result<Vec<String>> {
     (0..count)
