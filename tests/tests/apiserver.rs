@@ -1,5 +1,6 @@
 //! The agent against a real API server: what is written with kubectl arrives, losing the server does no harm, and the manifest
 //! that users apply is accepted and gives the agent exactly the rights it needs.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

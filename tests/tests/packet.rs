@@ -94,7 +94,7 @@ both_families! {
     same_port => check_same_port;
     /// S130, S196 and "unknown mid-flow TCP passes": what is not ours leaves as it came.
     not_ours => check_not_ours;
-    /// S122–S124: no endpoint anywhere is answered with a port-unreachable that quotes the client's packet.
+    /// S122–S124: no endpoint anywhere is answered, TCP with a RST, UDP with a port-unreachable that quotes the client's packet.
     refused => check_refused;
     /// S58: endpoints exist but not here.
     dropped => check_dropped;
@@ -230,8 +230,26 @@ fn check_refused<A: Address>(c: Cast<A>) {
             let request = packet(l4, client, vip, payload);
             let out = programs.run(program, &request, LO, ingress_ifindex);
             assert_eq!(out.verdict, REDIRECT);
-            let quoted = &request[14..request.len().min(14 + header + 20)];
-            assert_same(&out.packet, &port_unreachable(vip.0, client.0, quoted));
+            let expected = if l4 == SYN {
+                let mut bytes = Vec::new();
+                let (src, dst) = (DST_MAC, SRC_MAC);
+                let ethernet = etherparse::PacketBuilder::ethernet2(src, dst);
+                let ip = match (vip.0, client.0) {
+                    (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
+                    (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+                    _ => unreachable!(),
+                };
+                // It acknowledges the SYN, whose sequence number is 1,000.
+                ip.tcp(vip.1, client.1, 0, 0)
+                    .rst()
+                    .ack(1_001)
+                    .write(&mut bytes, payload)
+                    .unwrap();
+                bytes
+            } else {
+                port_unreachable(vip.0, client.0, &request[14..request.len().min(14 + header + 20)])
+            };
+            assert_same(&out.packet, &expected);
         }
     }
     assert_eq!(programs.count(Reason::NoEndpoints), 10);
