@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
 
 /// Hardware addresses of every built packet.
 pub const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -37,14 +37,19 @@ pub enum L4 {
 /// Address and port.
 pub type End = (IpAddr, u16);
 
-/// An Ethernet packet with correct checksums.
-pub fn packet(l4: L4, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
-    let ethernet = PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
-    let ip = match (src.0, dst.0) {
+/// The beginning of a packet: Ethernet and IP header of the addresses' family.
+pub fn headers(macs: [[u8; 6]; 2], src: IpAddr, dst: IpAddr) -> PacketBuilderStep<IpHeaders> {
+    let ethernet = PacketBuilder::ethernet2(macs[0], macs[1]);
+    match (src, dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
         (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
-        _ => panic!("{src:?} and {dst:?} are of different families"),
-    };
+        _ => panic!("{src} and {dst} are of different families"),
+    }
+}
+
+/// An Ethernet packet with correct checksums.
+pub fn packet(l4: L4, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
+    let ip = headers([SRC_MAC, DST_MAC], src.0, dst.0);
     let mut bytes = Vec::new();
     match l4 {
         L4::Udp => ip.udp(src.1, dst.1).write(&mut bytes, payload),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::frontend::{
     FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_INTERNAL_LOCAL, Frontend, FrontendKey,
@@ -15,7 +16,7 @@ use proxy_common::names::{TC_EGRESS, TC_INGRESS};
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE};
 use proxy_tests::programs::{Constants, DROP, PASS, Programs, REDIRECT};
-use proxy_tests::wire::{DST_MAC, End, L4, SRC_MAC, Tcp, assert_same, ends, packet};
+use proxy_tests::wire::{DST_MAC, End, L4, SRC_MAC, Tcp, assert_same, ends, headers, packet};
 
 const SYN: L4 = L4::Tcp(Tcp::Syn);
 const ACK: L4 = L4::Tcp(Tcp::Ack);
@@ -186,30 +187,31 @@ fn check_not_ours<A: Address>(c: Cast<A>) {
     assert!(programs.rewrites::<A>().is_empty());
 }
 
-/// The error for `quoted` (without its Ethernet header), from `src` to `dst`, with the hardware addresses turned round.
-fn port_unreachable(src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
-    let ethernet = etherparse::PacketBuilder::ethernet2(DST_MAC, SRC_MAC);
+/// An ICMP or ICMPv6 error about `quoted`, which begins with its IP header.
+fn icmp_error(
+    macs: [[u8; 6]; 2],
+    src: IpAddr,
+    dst: IpAddr,
+    (v4, v6): (Icmpv4Type, Icmpv6Type),
+    quoted: &[u8],
+) -> Vec<u8> {
+    let ip = headers(macs, src, dst);
     let mut bytes = Vec::new();
-    match (src, dst) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let kind = etherparse::Icmpv4Type::DestinationUnreachable(etherparse::icmpv4::DestUnreachableHeader::Port);
-            ethernet
-                .ipv4(src.octets(), dst.octets(), 64)
-                .icmpv4(kind)
-                .write(&mut bytes, quoted)
-                .unwrap();
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let kind = etherparse::Icmpv6Type::DestinationUnreachable(etherparse::icmpv6::DestUnreachableCode::Port);
-            ethernet
-                .ipv6(src.octets(), dst.octets(), 64)
-                .icmpv6(kind)
-                .write(&mut bytes, quoted)
-                .unwrap();
-        }
-        _ => unreachable!(),
+    if src.is_ipv4() {
+        ip.icmpv4(v4).write(&mut bytes, quoted).unwrap();
+    } else {
+        ip.icmpv6(v6).write(&mut bytes, quoted).unwrap();
     }
     bytes
+}
+
+/// What refuses `quoted`, with the hardware addresses turned round.
+fn port_unreachable(src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
+    let kinds = (
+        Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
+        Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
+    );
+    icmp_error([DST_MAC, SRC_MAC], src, dst, kinds, quoted)
 }
 
 fn check_refused<A: Address>(c: Cast<A>) {
@@ -582,16 +584,12 @@ fn check_fragments<A: Address>(c: Cast<A>) {
 
 /// An SCTP packet: ports, then bytes that stand for tag, CRC32c and chunks; no rewrite may change them.
 fn sctp_packet(src: End, dst: End) -> Vec<u8> {
-    let ethernet = etherparse::PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
-    let ip = match (src.0, dst.0) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
-        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
-        _ => unreachable!(),
-    };
     let mut sctp = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
     sctp.extend_from_slice(&[0xab; 24]);
     let mut bytes = Vec::new();
-    ip.write(&mut bytes, etherparse::IpNumber::SCTP, &sctp).unwrap();
+    headers([SRC_MAC, DST_MAC], src.0, dst.0)
+        .write(&mut bytes, etherparse::IpNumber::SCTP, &sctp)
+        .unwrap();
     bytes
 }
 
@@ -612,30 +610,12 @@ fn check_sctp<A: Address>(c: Cast<A>) {
 
 /// "Too big" from `router` to `to`, quoting the beginning of a packet.
 fn too_big(router: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
-    let ethernet = etherparse::PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
-    let mut bytes = Vec::new();
-    match (router, to) {
-        (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            let kind = etherparse::Icmpv4Type::DestinationUnreachable(
-                etherparse::icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1_300 },
-            );
-            ethernet
-                .ipv4(src.octets(), dst.octets(), 64)
-                .icmpv4(kind)
-                .write(&mut bytes, quoted)
-                .unwrap();
-        }
-        (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            let kind = etherparse::Icmpv6Type::PacketTooBig { mtu: 1_300 };
-            ethernet
-                .ipv6(src.octets(), dst.octets(), 64)
-                .icmpv6(kind)
-                .write(&mut bytes, quoted)
-                .unwrap();
-        }
-        _ => unreachable!(),
-    }
-    bytes
+    let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1_300 };
+    let kinds = (
+        Icmpv4Type::DestinationUnreachable(needed),
+        Icmpv6Type::PacketTooBig { mtu: 1_300 },
+    );
+    icmp_error([SRC_MAC, DST_MAC], router, to, kinds, quoted)
 }
 
 fn check_icmp_errors<A: Address>(c: Cast<A>) {
