@@ -335,7 +335,10 @@ fn write_node_addrs<A: Address>(
     for (ifindex, info) in &network.links {
         for address in info.addresses.iter().filter(|address| !address.ip.is_loopback()) {
             if let Some(addr) = A::from_ip(address.ip) {
-                wanted.entry(addr).or_insert(NodeAddr { ifindex: *ifindex });
+                wanted.entry(addr).or_insert(NodeAddr {
+                    ifindex: *ifindex,
+                    flags: 0,
+                });
             }
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::{BACKEND_LOCAL, BACKEND_TERMINATING};
 use proxy_common::clock;
-use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_INTERNAL_LOCAL};
+use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_LOCAL, Origin};
 use proxy_common::rewrite::{
     HOOK_EGRESS, HOOK_INGRESS, KIND_REQUEST, REWRITE_MASQUERADED, Rewrite, RewriteKey, STATE_FIN, STATE_RST, STATE_SEEN,
 };
@@ -195,10 +195,10 @@ where
             address: key.addr.into(),
             port: key.port.get(),
             cluster_ip: has(FRONTEND_CLUSTER_IP),
-            internal_local: has(FRONTEND_INTERNAL_LOCAL),
+            internal_local: has(FRONTEND_LOCAL),
             has_endpoints: has(FRONTEND_HAS_ENDPOINTS),
-            endpoints: frontend.range().count,
-            kept: frontend.range().keep,
+            endpoints: frontend.range(Origin::External).count,
+            kept: frontend.range(Origin::External).keep,
             affinity_seconds: frontend.affinity_seconds,
             generation: frontend.generation,
         });

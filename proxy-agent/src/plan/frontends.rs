@@ -2,7 +2,7 @@
 //! of frontend is one more block in [`frontends`].
 
 use proxy_common::addr::Address;
-use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_INTERNAL_LOCAL};
+use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_LOCAL};
 
 use super::FrontendPlan;
 use crate::model::{Service, ServicePort};
@@ -11,11 +11,7 @@ use crate::model::{Service, ServicePort};
 pub fn frontends<A: Address>(service: &Service, port: &ServicePort) -> Vec<FrontendPlan<A>> {
     let mut frontends = Vec::new();
     if let Some(addr) = service.cluster_ip::<A>() {
-        let policy = if service.internal_local {
-            FRONTEND_INTERNAL_LOCAL
-        } else {
-            0
-        };
+        let policy = if service.internal_local { FRONTEND_LOCAL } else { 0 };
         frontends.push(FrontendPlan {
             addr,
             port: port.port,
@@ -27,7 +23,5 @@ pub fn frontends<A: Address>(service: &Service, port: &ServicePort) -> Vec<Front
 
 /// Does some frontend choose from the local set (S56)?
 pub fn uses_local<A>(frontends: &[FrontendPlan<A>]) -> bool {
-    frontends
-        .iter()
-        .any(|frontend| frontend.flags & FRONTEND_INTERNAL_LOCAL != 0)
+    frontends.iter().any(|frontend| frontend.flags & FRONTEND_LOCAL != 0)
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
-use proxy_common::frontend::FRONTEND_INTERNAL_LOCAL;
+use proxy_common::frontend::FRONTEND_LOCAL;
 
 use super::{FamilyPlan, FrontendPlan, ServicePortName, ServicePortPlan};
 
@@ -76,5 +76,5 @@ fn trace_family<A: Address>(plan: &FamilyPlan<A>, source: Source, addr: A, port:
 
 /// The internal policy holds for every source alike (S57).
 fn uses_local_set<A>(frontend: &FrontendPlan<A>, _source: Source) -> bool {
-    frontend.flags & FRONTEND_INTERNAL_LOCAL != 0
+    frontend.flags & FRONTEND_LOCAL != 0
 }
