@@ -52,6 +52,14 @@ reasons! {
     UndefinedPort = 11 "undefined_port",
 }
 
+impl Reason {
+    /// Is the packet answered with an error? The other reasons for not serving one drop it.
+    #[inline(always)]
+    pub const fn is_refused(self) -> bool {
+        matches!(self, Self::NoEndpoints | Self::UndefinedPort)
+    }
+}
+
 /// Slots of `REASONS`; more than there are reasons, so that a new one does not change the map.
 pub const REASON_SLOTS: usize = 64;
 

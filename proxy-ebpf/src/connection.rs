@@ -8,6 +8,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use proxy_common::addr::{Port, Protocol};
 use proxy_common::backend::Backend;
+use proxy_common::frontend::Origin;
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
     HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
@@ -15,7 +16,7 @@ use proxy_common::rewrite::{
 };
 use proxy_common::{clock, pick};
 
-use crate::maps::{self, Family, LINKS, PORT_COUNT, PORT_FIRST, Scratch};
+use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PORT_COUNT, PORT_FIRST, Scratch};
 use crate::rewrite::now;
 use crate::route::{Route, Routed};
 use crate::service;
@@ -113,20 +114,29 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol) else {
         return Opened::NotOurs;
     };
+    let Some(scratch) = scratch::<A>() else {
+        return Opened::Dropped;
+    };
     let service = frontend.service;
-    let backend: &Backend<A> = match service::resolve(frontend) {
+    let pods = A::pod_cidr();
+    let origin = if key.hook == HOOK_EGRESS {
+        Origin::Host
+    } else if pods.set != 0 && key.src.is_in(&pods.addr, &pods.mask) {
+        Origin::Pod
+    } else {
+        Origin::External
+    };
+    let masquerades = frontend.masquerades(origin, pods.set != 0, MASQUERADE_ALL.load() != 0);
+    let backend: &Backend<A> = match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
         Ok(backend) => backend,
         Err(reason) => {
             maps::count(reason);
-            return if reason == Reason::NoEndpoints {
+            return if reason.is_refused() {
                 Opened::Refused
             } else {
                 Opened::Dropped
             };
         }
-    };
-    let Some(scratch) = scratch::<A>() else {
-        return Opened::Dropped;
     };
     if key.protocol == Protocol::Sctp.number() && key.dst_port != backend.port {
         // A changed port needs a new CRC32c over the whole packet, which the programs do not compute (S195).
@@ -154,7 +164,7 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
             meta.flags = REWRITE_SAME_HOOK | REWRITE_TO_INGRESS;
             src = &key.dst;
         }
-    } else if needs_masquerade(&key.src, &backend.addr) {
+    } else if masquerades || key.src == backend.addr {
         // Towards an endpoint on this node's own network nothing is masqueraded: the packet goes to the stack (S118).
         if let Routed::Forward(ifindex) = A::route(skb, &key.src, &backend.addr, &mut scratch.words) {
             meta.flags = REWRITE_MASQUERADED;
@@ -163,14 +173,6 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     }
     scratch.request = key.rewrite_to(*src, key.src_port, backend.addr, backend.port, meta);
     Opened::Yes
-}
-
-/// Must the source become an address of this node, so that replies return through it? A client outside the pod network (S108),
-/// and a client that is its own backend (S110). Without a pod network only the latter (S112).
-#[inline(always)]
-fn needs_masquerade<A: Family>(client: &A, backend: &A) -> bool {
-    let pods = A::pod_cidr();
-    client == backend || (pods.set != 0 && !client.is_in(&pods.addr, &pods.mask))
 }
 
 /// Writes the entry for replies and thereby claims the tuple that `scratch.request` rewrites to. If another connection has it,
