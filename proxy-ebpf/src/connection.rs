@@ -7,7 +7,6 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use proxy_common::addr::{Port, Protocol};
-use proxy_common::backend::Backend;
 use proxy_common::frontend::Origin;
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
@@ -90,11 +89,12 @@ fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
 /// The steps are subprograms called one after the other and not from each other: the stack of a call chain has 512 bytes in all.
 #[inline(always)]
 pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
-    let begun = begin(skb, key);
-    if begun != Opened::Yes {
-        return begun;
+    let selected = select(key);
+    if selected != Opened::Yes {
+        return selected;
     }
-    let written = claim(key)
+    let written = begin(skb, key)
+        .and_then(|()| claim(key))
         .and_then(|()| masquerade::<A>(skb, key))
         .and_then(|()| publish(key));
     match written {
@@ -106,18 +106,15 @@ pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened
     }
 }
 
-/// Chooses a backend and leaves the entry for requests in the scratch room.
-///
-/// At the ingress hook the client is behind the interface, at the egress hook it is this node.
+/// Finds the frontend that the packet dials and chooses a backend, which is left in the scratch room.
 #[inline(never)]
-fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
+fn select<A: Family>(key: &RewriteKey<A>) -> Opened {
     let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol) else {
         return Opened::NotOurs;
     };
     let Some(scratch) = scratch::<A>() else {
         return Opened::Dropped;
     };
-    let service = frontend.service;
     let pods = A::pod_cidr();
     let origin = if key.hook == HOOK_EGRESS {
         Origin::Host
@@ -126,25 +123,39 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     } else {
         Origin::External
     };
-    let masquerades = frontend.masquerades(origin, pods.set != 0, MASQUERADE_ALL.load() != 0);
-    let backend: &Backend<A> = match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
-        Ok(backend) => backend,
+    scratch.service = frontend.service;
+    scratch.masquerades = u32::from(frontend.masquerades(origin, pods.set != 0, MASQUERADE_ALL.load() != 0));
+    match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
+        Ok(slot) => {
+            scratch.slot = slot;
+            Opened::Yes
+        }
         Err(reason) => {
             maps::count(reason);
-            return if reason.is_refused() {
+            if reason.is_refused() {
                 Opened::Refused
             } else {
                 Opened::Dropped
-            };
+            }
         }
+    }
+}
+
+/// Leaves the entry for requests to the chosen backend in the scratch room.
+///
+/// At the ingress hook the client is behind the interface, at the egress hook it is this node.
+#[inline(never)]
+fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Result<(), Reason> {
+    let Some(scratch) = scratch::<A>() else {
+        return Err(Reason::RewriteFailed);
     };
+    let backend = service::backend::<A>(scratch.slot)?;
     if key.protocol == Protocol::Sctp.number() && key.dst_port != backend.port {
         // A changed port needs a new CRC32c over the whole packet, which the programs do not compute (S195).
-        maps::count(Reason::RewriteFailed);
-        return Opened::Dropped;
+        return Err(Reason::RewriteFailed);
     }
     let mut meta = Meta {
-        service,
+        service: scratch.service,
         ifindex: 0,
         last_seen: now(),
         kind: KIND_REQUEST,
@@ -164,7 +175,7 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
             meta.flags = REWRITE_SAME_HOOK | REWRITE_TO_INGRESS;
             src = &key.dst;
         }
-    } else if masquerades || key.src == backend.addr {
+    } else if scratch.masquerades != 0 || key.src == backend.addr {
         // Towards an endpoint on this node's own network nothing is masqueraded: the packet goes to the stack (S118).
         if let Routed::Forward(ifindex) = A::route(skb, &key.src, &backend.addr, &mut scratch.words) {
             meta.flags = REWRITE_MASQUERADED;
@@ -172,7 +183,7 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
         }
     }
     scratch.request = key.rewrite_to(*src, key.src_port, backend.addr, backend.port, meta);
-    Opened::Yes
+    Ok(())
 }
 
 /// Writes the entry for replies and thereby claims the tuple that `scratch.request` rewrites to. If another connection has it,

@@ -93,6 +93,10 @@ pub(crate) struct Scratch<A> {
     pub(crate) back_value: Rewrite<A>,
     /// Key of an entry's partner.
     pub(crate) partner: RewriteKey<A>,
+    /// Slot of the chosen backend, its service, and whether the client is to be masqueraded on account of who it is.
+    pub(crate) slot: u32,
+    pub(crate) service: u32,
+    pub(crate) masquerades: u32,
     /// Interface towards the backend if the connection is masqueraded, otherwise 0.
     pub(crate) leaves_by: u32,
     /// Keys of look-ups that only some services need.

@@ -38,7 +38,7 @@ pub(crate) struct Lookup<A> {
     source_range: SourceRangeKey<A>,
 }
 
-/// A backend for a new connection to `frontend`. `source` is the client's address as it arrives (S102). The reason says what to do
+/// The slot of a backend for a new connection to `frontend`. `source` is the client's address as it arrives (S102). The reason says what to do
 /// otherwise: [`Reason::is_refused`] or dropped.
 #[inline(always)]
 pub(crate) fn resolve<A: Family>(
@@ -46,7 +46,7 @@ pub(crate) fn resolve<A: Family>(
     origin: Origin,
     source: &A,
     lookup: &mut Lookup<A>,
-) -> Result<&'static Backend<A>, Reason> {
+) -> Result<u32, Reason> {
     if frontend.flags & FRONTEND_UNDEFINED != 0 {
         return Err(Reason::UndefinedPort);
     }
@@ -81,10 +81,11 @@ pub(crate) fn resolve<A: Family>(
             && let Some(slot) = find(range.first, range.count, &record.addr, record.port)
         {
             record.last_used = now();
-            return A::backend(slot).ok_or(Reason::BadRange);
+            return Ok(slot);
         }
     }
-    let backend = choose(frontend, range)?;
+    let slot = choose(frontend, range)?;
+    let backend = backend::<A>(slot)?;
     lookup.affinity = Affinity {
         addr: backend.addr,
         port: backend.port,
@@ -92,12 +93,12 @@ pub(crate) fn resolve<A: Family>(
         last_used: now(),
     };
     A::remember_affinity(&lookup.affinity_key, &lookup.affinity);
-    Ok(backend)
+    Ok(slot)
 }
 
 /// Any endpoint of the range, every one with the same probability (S60).
 #[inline(always)]
-pub(crate) fn choose<A: Family>(frontend: &Frontend, range: Range) -> Result<&'static Backend<A>, Reason> {
+fn choose(frontend: &Frontend, range: Range) -> Result<u32, Reason> {
     if range.count == 0 {
         return Err(if frontend.flags & FRONTEND_HAS_ENDPOINTS != 0 {
             Reason::NoLocalEndpoints
@@ -105,7 +106,13 @@ pub(crate) fn choose<A: Family>(frontend: &Frontend, range: Range) -> Result<&'s
             Reason::NoEndpoints
         });
     }
-    A::backend(range.first.wrapping_add(pick::uniform(range.count, random))).ok_or(Reason::BadRange)
+    Ok(range.first.wrapping_add(pick::uniform(range.count, random)))
+}
+
+/// The endpoint in a slot that [`resolve`] named.
+#[inline(always)]
+pub(crate) fn backend<A: Family>(slot: u32) -> Result<&'static Backend<A>, Reason> {
+    A::backend(slot).ok_or(Reason::BadRange)
 }
 
 /// Is (`addr`, `port`) still an endpoint that a running flow may use (S141, S145)?

@@ -208,7 +208,8 @@ fn is_exact(frontend: &Frontend, origin: Origin) -> bool {
 fn resolve<A: Family>(frontend: &Frontend, origin: Origin) -> Result<&'static Backend<A>, Reason> {
     let mut lookup = MaybeUninit::<Lookup<A>>::uninit();
     // SAFETY: plain old data; every key is written before it is used. The source is not: no frontend with source ranges gets here.
-    service::resolve(frontend, origin, &A::zeroed(), unsafe { &mut *lookup.as_mut_ptr() })
+    let slot = service::resolve(frontend, origin, &A::zeroed(), unsafe { &mut *lookup.as_mut_ptr() })?;
+    service::backend(slot)
 }
 
 /// `connect`: the destination becomes a backend, and the socket remembers what was dialled.
