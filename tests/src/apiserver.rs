@@ -96,6 +96,8 @@ impl ApiServer {
             "http://127.0.0.1:2379",
             "--authorization-mode",
             "RBAC",
+            // As every cluster has it; without it no DaemonSet like ours is accepted.
+            "--allow-privileged=true",
         ]);
         command.args(["--secure-port", &PORT.to_string(), "--bind-address", "0.0.0.0"]);
         command.args([
