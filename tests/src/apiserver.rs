@@ -96,8 +96,6 @@ impl ApiServer {
             "http://127.0.0.1:2379",
             "--authorization-mode",
             "RBAC",
-            // As every cluster has it; without it no DaemonSet like ours is accepted.
-            "--allow-privileged=true",
         ]);
         command.args(["--secure-port", &PORT.to_string(), "--bind-address", "0.0.0.0"]);
         command.args([
@@ -106,6 +104,8 @@ impl ApiServer {
             "--service-cluster-ip-range",
             SERVICE_CIDR,
         ]);
+        // The agent's DaemonSet is privileged, which real clusters allow.
+        command.arg("--allow-privileged=true");
         command.args(["--token-auth-file", &file("tokens.csv"), "--cert-dir", &file("certs")]);
         command.args([
             "--tls-cert-file",

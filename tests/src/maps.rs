@@ -1,7 +1,7 @@
 //! What the kernel holds for a frontend, read from an agent's pinned maps: how a test knows that a change has arrived.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -46,7 +46,12 @@ fn frontend<A: Address>(bpf_dir: &Path, key: FrontendKey<A>) -> Result<Option<Fr
     }
 }
 
+/// The folder of the pinned maps.
+pub fn pins(bpf_dir: &Path) -> PathBuf {
+    bpf_dir.join(format!("v{}/maps", names::LAYOUT_VERSION))
+}
+
 fn open(bpf_dir: &Path, name: &str) -> Result<MapData> {
-    let path = bpf_dir.join(format!("v{}", names::LAYOUT_VERSION)).join(name);
+    let path = pins(bpf_dir).join(name);
     MapData::from_pin(&path).with_context(|| format!("opening pinned map {}", path.display()))
 }

@@ -13,7 +13,7 @@ use proxy_tests::agent::{Agent, Source};
 use proxy_tests::apiserver::ApiServer;
 use proxy_tests::echo::{self, EchoServer, Failure};
 use proxy_tests::manifests::{self, Port, port};
-use proxy_tests::topology::{GATEWAY, Host, Shape, Topology};
+use proxy_tests::topology::{CLUSTER_CIDR, GATEWAY, Host, Shape, Topology};
 use proxy_tests::traffic::{self, Running};
 use proxy_tests::{maps, process};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub(crate) const TARGET: Port = port("http", "TCP", ECHO);
 /// How long a change may take. Watches that were interrupted are tried again with growing pauses of up to half a minute.
 const ARRIVAL: Duration = Duration::from_secs(45);
 /// The pod that all requests come from, and those that answer.
-const CLIENT: usize = 0;
+pub(crate) const CLIENT: usize = 0;
 pub(crate) const ALPHA: usize = 1;
 pub(crate) const BETA: usize = 2;
 /// The pod that answers on a whole network of addresses.
@@ -125,7 +125,8 @@ impl Cluster {
         api.apply(&[json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}})])
             .unwrap();
         let source = Source::Kubeconfig(api.agent_kubeconfig());
-        let agent = Agent::start(&node.name, &node.netns, &source, &[]).unwrap();
+        let options = ["--cluster-cidr", CLUSTER_CIDR];
+        let agent = Agent::start(&node.name, &node.netns, &source, &options).unwrap();
         Self {
             agent,
             api,
@@ -226,13 +227,21 @@ impl Cluster {
     /// Requests of the client pod, one after the other, until stopped.
     pub(crate) fn traffic(&self, vip: SocketAddr) -> Running {
         let netns = self.pod(CLIENT).netns.clone();
-        traffic::repeat(|body| netns.spawn(body), Duration::from_millis(2), move || echo::tcp(vip))
+        traffic::repeat(
+            |body| netns.spawn(body),
+            Duration::from_millis(2),
+            move || echo::tcp(vip),
+        )
     }
 
     /// Waits until the agent has written `text` into its log after the first `from` bytes.
     pub(crate) fn wait_for_log(&self, from: usize, text: &str) {
         let said = process::wait_until(ARRIVAL, || {
-            self.agent.log().get(from..).is_some_and(|log| log.contains(text)).then_some(())
+            self.agent
+                .log()
+                .get(from..)
+                .is_some_and(|log| log.contains(text))
+                .then_some(())
         });
         assert!(said.is_some(), "the agent does not say {text:?} within {ARRIVAL:?}");
     }

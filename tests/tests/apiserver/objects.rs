@@ -51,7 +51,7 @@ fn a_service_comes_changes_and_goes() {
 #[test]
 fn a_dual_stack_service_answers_in_both_families() {
     let cluster = turn();
-    let ips = ["10.96.1.3", "fd00:96::1:3"];
+    let ips = ["10.96.1.3", "fd00:96::103"];
     let alpha = cluster.pod(ALPHA);
     let endpoints = [(alpha.v4.into(), "node1"), (alpha.v6.into(), "node1")];
     let mut objects = vec![manifests::service("dual", &ips, &[HTTP])];
@@ -75,7 +75,10 @@ fn labels_take_objects_away_and_give_them_back() {
     let vip = vip(4);
     cluster.publish("label", vip, &[ALPHA]);
     let label = |object: &str, label: &str| cluster.api.kubectl(&["label", object, label]).unwrap();
-    for key in ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"] {
+    for key in [
+        "service.kubernetes.io/service-proxy-name",
+        "service.kubernetes.io/headless",
+    ] {
         for value in ["", "other"] {
             // The Service: no frontend.
             label("service/label", &format!("{key}={value}"));
@@ -110,8 +113,10 @@ fn a_service_changes_its_type() {
             .unwrap();
     };
     for _ in 0..2 {
-        patch(json!({"spec": {"type": "ExternalName", "externalName": "example.com", "clusterIP": null, "clusterIPs": null,
-            "ipFamilies": null, "ipFamilyPolicy": null}}));
+        patch(
+            json!({"spec": {"type": "ExternalName", "externalName": "example.com", "clusterIP": null, "clusterIPs": null,
+            "ipFamilies": null, "ipFamilyPolicy": null}}),
+        );
         cluster.wait_for(vip, None);
         cluster.request(vip).unwrap_err();
         let ip = vip.ip().to_string();
@@ -145,7 +150,10 @@ fn ports_come_and_go_on_a_live_service() {
     cluster.api.apply(&[slice]).unwrap();
     cluster.wait_for_pods(second, &[ALPHA]);
     cluster.assert_answered_by(second, &[ALPHA]);
-    cluster.api.apply(&[manifests::service("ports", &[&ip], &[HTTP])]).unwrap();
+    cluster
+        .api
+        .apply(&[manifests::service("ports", &[&ip], &[HTTP])])
+        .unwrap();
     cluster.wait_for(second, None);
     crate::cluster::assert_undisturbed(running);
     cluster.unpublish("ports", vip);
@@ -183,7 +191,10 @@ fn a_thousand_endpoints_in_ten_slices_are_all_used() {
     cluster.api.kubectl(&["delete", "service/many"]).unwrap();
     cluster.wait_for(vip, None);
     let of_many = "kubernetes.io/service-name=many";
-    cluster.api.kubectl(&["delete", "endpointslices", "-l", of_many]).unwrap();
+    cluster
+        .api
+        .kubectl(&["delete", "endpointslices", "-l", of_many])
+        .unwrap();
 }
 
 /// An address of [`ANY_ADDRESS`].

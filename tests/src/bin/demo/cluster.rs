@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use proxy_tests::agent::{self, Agent, Source};
 use proxy_tests::topology::{CLUSTER_CIDR, GATEWAY, Host, Shape, Topology};
-use proxy_tests::{echo, leftovers, process};
+use proxy_tests::{echo, leftovers, maps, process};
 
 use crate::objects::{self, Objects};
 use crate::step;
@@ -195,8 +195,8 @@ impl Cluster {
             println!("  {binary} {what} --bpf-dir {bpf}");
         }
         println!(
-            "  bpftool map dump pinned {bpf}/v{}/FRONTENDS4",
-            proxy_common::names::LAYOUT_VERSION
+            "  bpftool map dump pinned {}/FRONTENDS4",
+            maps::pins(&agent.bpf_dir()).display()
         );
         println!("  # a shell in the client pod, and one as a process of node1");
         println!("  nsenter --net={} bash", self.client().netns.path().display());
@@ -209,7 +209,8 @@ impl Cluster {
         println!("  ls {}", self.state.join("manifests").display());
         println!("  tail -f {}", agent.state_dir().join("agent.log").display());
         println!("  # remove everything");
-        println!("  {} --remove", std::env::current_exe().unwrap_or_default().display());
+        let demo = std::env::current_exe().unwrap_or_default();
+        println!("  {} --remove {}", demo.display(), std::process::id());
     }
 
     pub(crate) fn remove(mut self) {
