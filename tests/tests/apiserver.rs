@@ -4,6 +4,8 @@
 //! One network, one API server and one agent for all tests of this file, which take turns with it. Each test has service names and
 //! addresses of its own and leaves agent and server running.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 #[path = "apiserver/cluster.rs"]
 mod cluster;
 #[path = "apiserver/deploy.rs"]

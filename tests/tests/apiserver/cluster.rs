@@ -206,6 +206,13 @@ impl Cluster {
         maps::backends(&self.agent.bpf_dir(), vip, Protocol::Tcp).unwrap()
     }
 
+    /// Waits until no map names a service any more. Its number is free only when no packet under way can carry it.
+    pub(crate) fn wait_until_forgotten(&self, name: &str) {
+        let list = || self.agent.command(&["service", "list"]).unwrap();
+        let gone = process::wait_until(ARRIVAL, || (!list().contains(name)).then_some(()));
+        assert!(gone.is_some(), "{name} is still there:\n{}", list());
+    }
+
     /// One request of the client pod.
     pub(crate) fn request(&self, vip: SocketAddr) -> Result<String, Failure> {
         self.pod(CLIENT).run(|| echo::tcp(vip)).map(|answer| answer.server)

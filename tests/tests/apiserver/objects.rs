@@ -35,7 +35,7 @@ fn a_service_comes_changes_and_goes() {
     kubectl(&["delete", "service/life"]);
     cluster.wait_for(vip, None);
     cluster.request(vip).unwrap_err();
-    assert!(!cluster.agent.command(&["service", "list"]).unwrap().contains("life"));
+    cluster.wait_until_forgotten("life");
     let other = crate::cluster::vip(2);
     cluster
         .api

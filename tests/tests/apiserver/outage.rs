@@ -124,7 +124,8 @@ fn nothing_is_removed_before_every_kind_is_listed() {
     }
     set_rules(&cluster, &rules);
     cluster.wait_for(goes, None);
-    assert!(cluster.agent.healthz("/readyz").is_ok());
+    // A moment after the maps.
+    process::wait_until(Duration::from_secs(5), || cluster.agent.healthz("/readyz").ok()).expect("ready");
     assert_undisturbed(running);
     cluster.unpublish("here", stays);
 }
