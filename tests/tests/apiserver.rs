@@ -4,7 +4,7 @@
 //! One network, one API server and one agent for all tests of this file, which take turns with it. Each test has service names and
 //! addresses of its own and leaves agent and server running.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, with its context")]
 
 #[path = "apiserver/cluster.rs"]
 mod cluster;

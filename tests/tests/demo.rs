@@ -1,4 +1,5 @@
 //! The demo, as a user runs it: it works, it leaves nothing, and what is kept can be removed.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

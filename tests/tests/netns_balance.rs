@@ -1,4 +1,5 @@
 //! The choice of a backend is uniform, and large services use all they have.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;

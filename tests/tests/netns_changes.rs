@@ -1,4 +1,5 @@
 //! What happens to traffic while things change: endpoints, interfaces, and the agent itself.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

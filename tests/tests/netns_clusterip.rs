@@ -1,22 +1,15 @@
 //! Pods reach ClusterIPs through the packet programs: every way of connecting pods, both ways of attaching, both families, both
 //! protocols, checksum offload and segmentation offload as the kernel has them.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use proxy_tests::echo::{self, Failure, Held, Outcome};
+use proxy_tests::echo::{self, CONNECTED, Failure, Held, REQUESTS};
 use proxy_tests::manifests;
 use proxy_tests::topology::{CLUSTER_CIDR, PodNetwork, Shape};
 use proxy_tests::world::{CLUSTER_IPS, ECHO, SERVICE_PORTS, Setup, World, answered_by, names, vips};
 
-/// TCP, connected UDP, and UDP with sendto.
-const REQUESTS: [(&str, fn(SocketAddr) -> Outcome); 3] = [
-    ("TCP", echo::tcp),
-    ("UDP", echo::udp),
-    ("UDP sendto", echo::udp_unconnected),
-];
-/// The kernel tells an unconnected UDP socket of no refusal, so these are what can be refused.
-const CONNECTED: [(&str, fn(SocketAddr) -> Outcome); 2] = [REQUESTS[0], REQUESTS[1]];
 /// What a person calls at once; a lost refusal costs a second, the first retransmission of a SYN.
 const PROMPT: Duration = Duration::from_millis(500);
 /// Enough that both of two backends are chosen: missing one has a chance of 2^-59.

@@ -1,20 +1,13 @@
 //! Processes of a node reach ClusterIPs: through the socket programs (`--socket-lb host`, `all`), and through the packet programs
 //! when those are off.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use proxy_tests::echo::{self, Failure, Held, Outcome, Udp, mapped};
+use proxy_tests::echo::{self, CONNECTED, Failure, Held, REQUESTS, Udp, mapped};
 use proxy_tests::topology::{CLUSTER_CIDR, Host, PodNetwork, Shape};
 use proxy_tests::world::{Setup, World, answered_by, names, vips};
 
-const REQUESTS: [(&str, fn(SocketAddr) -> Outcome); 3] = [
-    ("TCP", echo::tcp),
-    ("UDP", echo::udp),
-    ("UDP sendto", echo::udp_unconnected),
-];
-/// The kernel tells an unconnected UDP socket of no refusal, so these are what can be refused.
-const CONNECTED: [(&str, fn(SocketAddr) -> Outcome); 2] = [REQUESTS[0], REQUESTS[1]];
 /// What a person calls at once; a lost refusal costs a second, the first retransmission of a SYN.
 const PROMPT: Duration = Duration::from_millis(500);
 /// Enough that both of two backends are chosen: missing one has a chance of 2^-59.
@@ -172,5 +165,24 @@ fn pods_with_their_sockets_translated() {
                 "{what}"
             );
         }
+    }
+}
+
+/// S121: source ports that masqueraded connections have used, and closed, are free for the node's own connections to the same
+/// backend. Two thousand of each make it certain that some ports coincide, if they are taken from the same range at all.
+#[test]
+fn masqueraded_connections_do_not_take_the_ports_of_the_node() {
+    const EACH: usize = 2_000;
+    let world = world("host", PodNetwork::Bridge);
+    world.publish(&["pod1-1"]).unwrap();
+    let pod = world.topology.pod(0, 0);
+    for vip in vips() {
+        // A pod that reaches itself is always masqueraded (S110).
+        pod.run(|| {
+            answered_by(EACH, &format!("TCP from the pod to itself over {vip}"), || {
+                echo::tcp(vip)
+            })
+        });
+        world.agents[0].run(|| answered_by(EACH, &format!("TCP from the node to {vip}"), || echo::tcp(vip)));
     }
 }

@@ -1,4 +1,5 @@
 //! Objects made to hurt: none of them stops the agent or harms another service.
+#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 
