@@ -89,11 +89,12 @@ fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
 /// The steps are subprograms called one after the other and not from each other: the stack of a call chain has 512 bytes in all.
 #[inline(always)]
 pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
-    let selected = select(key);
-    if selected != Opened::Yes {
-        return selected;
-    }
-    let written = begin(skb, key)
+    let begun = match select(key) {
+        Opened::Yes => begin(skb, key),
+        Opened::NotOurs if make_way(key) == Opened::Yes => Ok(()),
+        other => return other,
+    };
+    let written = begun
         .and_then(|()| claim(key))
         .and_then(|()| masquerade::<A>(skb, key))
         .and_then(|()| publish(key));
@@ -104,6 +105,47 @@ pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened
             Opened::Dropped
         }
     }
+}
+
+/// A connection that dials no service, but whose replies an entry would take for its own: one that is over is removed.
+///
+/// One that is alive can only be told from this very connection, already translated at another interface, if it is the reversal of
+/// a masquerade. Then the node wants a port for itself that a masqueraded connection has, and gets another one on the way (S121).
+#[inline(never)]
+fn make_way<A: Family>(key: &RewriteKey<A>) -> Opened {
+    let Some(scratch) = scratch::<A>() else {
+        return Opened::NotOurs;
+    };
+    let Scratch {
+        key: reply,
+        partner,
+        request,
+        leaves_by,
+        ..
+    } = scratch;
+    *reply = RewriteKey::new(key.dst, key.dst_port, key.src, key.src_port, key.protocol, key.hook ^ 1);
+    let Some(entry) = A::rewrite(reply) else {
+        return Opened::NotOurs;
+    };
+    // SAFETY: the slot stays allocated while the program runs; what changes in it are words that are judged one by one.
+    let entry = unsafe { &*entry };
+    if is_over(reply, entry, partner) {
+        forget(reply, entry, partner);
+        return Opened::NotOurs;
+    }
+    if entry.kind != KIND_UNMASQUERADE {
+        return Opened::NotOurs;
+    }
+    let meta = Meta {
+        service: 0,
+        ifindex: 0,
+        last_seen: now(),
+        kind: KIND_REQUEST,
+        flags: 0,
+    };
+    *request = key.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, meta);
+    *leaves_by = 0;
+    Opened::Yes
 }
 
 /// Finds the frontend that the packet dials and chooses a backend, which is left in the scratch room.

@@ -1,7 +1,12 @@
-//! Answering a packet for a service without endpoints: an ICMP or ICMPv6 port-unreachable that comes from the dialled address and
-//! quotes the client's own packet (S122–S124). Linux turns it into ECONNREFUSED for TCP and for connected UDP sockets.
+//! Answering a packet for a service without endpoints (S122–S124). TCP gets a RST; everything else an ICMP or ICMPv6
+//! port-unreachable that comes from the dialled address and quotes the client's own packet, which Linux turns into ECONNREFUSED for
+//! connected UDP sockets.
 //!
-//! The packet itself becomes the answer: cut to what is quoted, the new headers put before it, sent back where it came from.
+//! Not ICMP for TCP as well: Linux drops an ICMP error for a socket that is in use at that moment, as it still is in the call
+//! that sent the SYN when the answer comes from the same machine, and the client would wait for its retransmission. A RST is kept
+//! until the socket is free.
+//!
+//! The packet itself becomes the answer and is sent back where it came from.
 
 use core::mem::MaybeUninit;
 
@@ -10,13 +15,14 @@ use aya_ebpf::helpers::{
     bpf_redirect, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::addr::{Addr4, Addr6, Address as _, Protocol};
 use proxy_common::checksum;
 use proxy_common::reason::Reason;
-use proxy_common::rewrite::HOOK_EGRESS;
+use proxy_common::rewrite::{HOOK_EGRESS, RewriteKey};
 
 use crate::maps::{self, Family, Scratch};
-use crate::packet::{ETHERNET, Packet};
+use crate::packet::{ETHERNET, Packet, TCP_ACK, TCP_RST};
+use crate::rewrite::store_bytes;
 use crate::route::zero;
 
 /// The longest quotation: the longest IPv4 header and 20 bytes of L4. RFC 792 asks for 8 bytes of L4; a whole TCP header also
@@ -73,6 +79,8 @@ pub(crate) trait Refuse: Family {
     type Error: bytemuck::Pod;
     /// The headers of the error for `quote`, whose ones'-complement sum is `quote_sum` and whose length is `quote_len`.
     fn error(src: Self, dst: Self, quote_len: u16, quote_sum: u32) -> Self::Error;
+    /// Exchanges source and destination in the IP header.
+    fn exchange_addresses<const L2: usize>(ctx: &TcContext, key: &RewriteKey<Self>) -> Result<(), ()>;
 }
 
 impl Refuse for Addr4 {
@@ -107,6 +115,11 @@ impl Refuse for Addr4 {
         error.icmp_checksum = !checksum::fold(quote_sum + word([3, 3]));
         error
     }
+
+    #[inline(always)]
+    fn exchange_addresses<const L2: usize>(ctx: &TcContext, key: &RewriteKey<Self>) -> Result<(), ()> {
+        store_bytes(ctx, L2 + 12, &[key.dst, key.src], 8)
+    }
 }
 
 impl Refuse for Addr6 {
@@ -129,6 +142,13 @@ impl Refuse for Addr6 {
             icmp_checksum: !checksum::fold(sum),
             unused: [0; 4],
         }
+    }
+
+    #[inline(always)]
+    fn exchange_addresses<const L2: usize>(ctx: &TcContext, key: &RewriteKey<Self>) -> Result<(), ()> {
+        // Two stores: a copy of both through the stack becomes a call to memmove, which the verifier rejects.
+        store_bytes(ctx, L2 + 8, &key.dst, 16)?;
+        store_bytes(ctx, L2 + 24, &key.src, 16)
     }
 }
 
@@ -158,22 +178,75 @@ fn word(bytes: [u8; 2]) -> u32 {
 /// Turns the packet into its own refusal and sends it back; drops it if that is not possible. Returns the verdict.
 #[inline(never)]
 pub(crate) fn refuse<A: Refuse, const L2: usize, const HOOK: u8>(ctx: &TcContext, packet: &Packet<A>) -> i32 {
-    // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`).
-    let answered = A::scratch()
-        .ok_or(())
-        .and_then(|scratch| answer::<A, L2, HOOK>(ctx, packet, unsafe { &mut *scratch }));
-    answered.unwrap_or_else(|()| {
+    let built = if packet.key.protocol == Protocol::Tcp.number() {
+        reset::<A, L2>(ctx, packet)
+    } else {
+        // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`).
+        A::scratch()
+            .ok_or(())
+            .and_then(|scratch| unreachable::<A, L2>(ctx, packet, unsafe { &mut *scratch }))
+    };
+    if built.and_then(|()| turn_round::<L2>(ctx)).is_err() {
         maps::count(Reason::RefuseFailed);
-        TC_ACT_SHOT
-    })
+        return TC_ACT_SHOT;
+    }
+    // The node's own packets are answered at the interface they were about to leave by.
+    let flags = if HOOK == HOOK_EGRESS {
+        u64::from(BPF_F_INGRESS)
+    } else {
+        0
+    };
+    // SAFETY: no memory is passed; a context field is read at its declared width.
+    unsafe { bpf_redirect((*ctx.skb.skb).ifindex, flags) as i32 }
 }
 
+/// Exchanges the hardware addresses.
 #[inline(always)]
-fn answer<A: Refuse, const L2: usize, const HOOK: u8>(
+fn turn_round<const L2: usize>(ctx: &TcContext) -> Result<(), ()> {
+    if L2 != ETHERNET {
+        return Ok(());
+    }
+    let [dst, src] = ctx.load::<[[u16; 3]; 2]>(0).map_err(|_errno| ())?;
+    store_bytes(ctx, 0, &[src, dst], 12)
+}
+
+/// Makes the RST that answers a SYN (RFC 9293 §3.10.7.1): it acknowledges the SYN and has no sequence number.
+///
+/// The segment keeps its length and options: whether its checksum is complete cannot be seen, so only differences are applied.
+/// Exchanging addresses and ports makes none. No option of a SYN means anything in a RST.
+#[inline(always)]
+fn reset<A: Refuse, const L2: usize>(ctx: &TcContext, packet: &Packet<A>) -> Result<(), ()> {
+    const SEQUENCE: usize = 4;
+    const CHECKSUM: usize = 16;
+    let l4 = packet.l4 as usize;
+    let old = ctx.load::<[u32; 3]>(l4 + SEQUENCE).map_err(|_errno| ())?;
+    let [data_offset, ..] = old[2].to_ne_bytes();
+    let new = [
+        0,
+        u32::from_be(old[0]).wrapping_add(1).to_be(),
+        u32::from_ne_bytes([data_offset & 0xf0, TCP_RST | TCP_ACK, 0, 0]),
+    ];
+    store_bytes(ctx, l4 + SEQUENCE, &new, 12)?;
+    store_bytes(ctx, l4, &[packet.key.dst_port, packet.key.src_port], 4)?;
+    A::exchange_addresses::<L2>(ctx, &packet.key)?;
+    let delta = checksum::difference(words(old), words(new));
+    ctx.l4_csum_replace(l4 + CHECKSUM, 0, u64::from(delta), 0)
+        .map_err(|_errno| ())
+}
+
+/// Ones'-complement sum of three words.
+#[inline(always)]
+fn words([a, b, c]: [u32; 3]) -> u32 {
+    (a & 0xffff) + (a >> 16) + (b & 0xffff) + (b >> 16) + (c & 0xffff) + (c >> 16)
+}
+
+/// Makes the port-unreachable: cuts the packet to what is quoted and puts the new headers before it.
+#[inline(always)]
+fn unreachable<A: Refuse, const L2: usize>(
     ctx: &TcContext,
     packet: &Packet<A>,
     scratch: &mut Scratch<A>,
-) -> Result<i32, ()> {
+) -> Result<(), ()> {
     let quote = &mut scratch.quote;
     let skb = ctx.skb.skb;
     let len = ctx.len() as usize;
@@ -205,7 +278,6 @@ fn answer<A: Refuse, const L2: usize, const HOOK: u8>(
     // SAFETY: there is room for either family's headers.
     unsafe { *error = A::error(packet.key.dst, packet.key.src, quote_len as u16, quote_sum) };
 
-    let mut macs = MaybeUninit::<[[u16; 3]; 2]>::uninit();
     // SAFETY: lengths are those of the buffers, and every buffer is initialised; a failed call ends the function.
     unsafe {
         if end < len && bpf_skb_change_tail(skb, end as u32, 0) != 0 {
@@ -217,22 +289,6 @@ fn answer<A: Refuse, const L2: usize, const HOOK: u8>(
         if bpf_skb_store_bytes(skb, L2 as u32, error.cast(), size_of::<A::Error>() as u32, 0) != 0 {
             return Err(());
         }
-        if L2 == ETHERNET {
-            if bpf_skb_load_bytes(skb.cast(), 0, macs.as_mut_ptr().cast(), 12) != 0 {
-                return Err(());
-            }
-            let [dst, src] = macs.assume_init();
-            let macs = [src, dst];
-            if bpf_skb_store_bytes(skb, 0, macs.as_ptr().cast(), 12, 0) != 0 {
-                return Err(());
-            }
-        }
-        // The node's own packets are answered at the interface they were about to leave by.
-        let flags = if HOOK == HOOK_EGRESS {
-            u64::from(BPF_F_INGRESS)
-        } else {
-            0
-        };
-        Ok(bpf_redirect((*skb).ifindex, flags) as i32)
     }
+    Ok(())
 }

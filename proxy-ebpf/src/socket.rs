@@ -3,7 +3,8 @@
 //! Only what can be done exactly is done here; everything else is left untouched for the packet programs:
 //! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well.
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
-//! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone.
+//! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
+//!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.)
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
 //!
 //! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
@@ -184,6 +185,15 @@ fn is_node(ctx: &SockAddrContext) -> bool {
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
 }
 
+/// Has the socket been connected?
+#[inline(always)]
+fn is_connected(ctx: &SockAddrContext) -> bool {
+    /// `TCP_ESTABLISHED`, which is the state of connected UDP sockets too.
+    const ESTABLISHED: u32 = 1;
+    // SAFETY: the context's socket is never null in these hooks, and the field is read at its declared width.
+    unsafe { core::ptr::addr_of!((*(*ctx.sock_addr).__bindgen_anon_1.sk).state).read_volatile() == ESTABLISHED }
+}
+
 #[inline(always)]
 fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
     // SAFETY: a context field, read at its declared width.
@@ -243,7 +253,7 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
 #[inline(always)]
 pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     let ctx = c.ctx();
-    if !is_protocol(ctx, Protocol::Udp) || !is_node(ctx) {
+    if !is_protocol(ctx, Protocol::Udp) || !is_node(ctx) || is_connected(ctx) {
         return PROCEED;
     }
     let (addr, port) = (c.addr(), c.port());

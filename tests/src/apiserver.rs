@@ -104,6 +104,8 @@ impl ApiServer {
             "--service-cluster-ip-range",
             SERVICE_CIDR,
         ]);
+        // The agent's DaemonSet is privileged, which real clusters allow.
+        command.arg("--allow-privileged=true");
         command.args(["--token-auth-file", &file("tokens.csv"), "--cert-dir", &file("certs")]);
         command.args([
             "--tls-cert-file",

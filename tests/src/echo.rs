@@ -233,6 +233,12 @@ pub fn tcp(server: SocketAddr) -> Outcome {
     Held::open(server)?.ask()
 }
 
+/// Only connects, with a patience of its own; the connection is closed at once.
+pub fn dial(server: SocketAddr, patience: Duration) -> Result<(), Failure> {
+    TcpStream::connect_timeout(&server, patience)?;
+    Ok(())
+}
+
 /// A TCP connection that stays open between requests.
 pub struct Held {
     reader: BufReader<TcpStream>,
@@ -351,6 +357,13 @@ pub fn udp(server: SocketAddr) -> Outcome {
 pub fn udp_unconnected(server: SocketAddr) -> Outcome {
     Udp::open(server)?.ask_at(server)
 }
+
+/// What a request is called, and how it is made.
+pub type Request = (&'static str, fn(SocketAddr) -> Outcome);
+/// One request of each kind.
+pub const REQUESTS: [Request; 3] = [("TCP", tcp), ("UDP", udp), ("UDP sendto", udp_unconnected)];
+/// Those that can be refused: the kernel tells an unconnected UDP socket of no refusal.
+pub const CONNECTED: [Request; 2] = [REQUESTS[0], REQUESTS[1]];
 
 /// `count` answers' server names; the first failure ends it.
 pub fn names(count: usize, mut request: impl FnMut() -> Outcome) -> Result<Vec<String>> {

@@ -6,10 +6,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::cgroup;
+use crate::process::wait_until;
+
+/// How long the kernel may take to let go of an ended process.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Everything made by the tests is called `ebpf-proxy-test-<pid>-<number>-<label>`.
 pub const PREFIX: &str = "ebpf-proxy-test-";
@@ -41,57 +48,51 @@ pub fn record_process(dir: &Path, pid: u32) -> std::io::Result<()> {
     writeln!(file, "{pid} {}", start_time(pid).unwrap_or_default())
 }
 
-/// Ends and removes everything that was kept. Gives the number of things removed.
-pub fn remove_kept() -> usize {
-    let is_kept = |path: &PathBuf| {
-        path.file_name()
-            .is_some_and(|n| n.to_string_lossy().starts_with(KEPT_PREFIX))
-    };
-    let list = |dir: &Path| {
-        fs::read_dir(dir)
+/// Ends and removes what was kept: by the process of this id, or by all. Gives the number of things removed.
+pub fn remove_kept(of: Option<u32>) -> usize {
+    let prefix = of.map_or_else(|| KEPT_PREFIX.to_owned(), |pid| format!("{KEPT_PREFIX}{pid}-"));
+    let kept = |dir: &Path| -> Vec<PathBuf> {
+        let paths = fs::read_dir(dir)
             .into_iter()
             .flatten()
             .flatten()
-            .map(|e| e.path())
-            .filter(is_kept)
-            .collect()
-    };
-    let dirs: Vec<PathBuf> = list(&std::env::temp_dir());
-    for line in dirs
-        .iter()
-        .flat_map(|dir| fs::read_to_string(dir.join(PROCESSES)))
-        .flat_map(|f| f.lines().map(String::from).collect::<Vec<_>>())
-    {
-        let Some((pid, started)) = line
-            .split_once(' ')
-            .and_then(|(pid, started)| Some((pid.parse().ok()?, started)))
-        else {
-            continue;
+            .map(|entry| entry.path());
+        let named = |path: &PathBuf| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with(&prefix))
         };
-        // The same process still, not one that got its number since.
-        if start_time(pid).as_deref() == Some(started) {
-            let _ = nix::sys::signal::kill(
-                nix::unistd::Pid::from_raw(pid as i32),
-                nix::sys::signal::Signal::SIGKILL,
-            );
-            crate::process::wait_until(std::time::Duration::from_secs(2), || {
-                start_time(pid).is_none().then_some(())
-            });
-        }
+        paths.filter(named).collect()
+    };
+    let dirs = kept(&std::env::temp_dir());
+    for dir in &dirs {
+        let recorded = fs::read_to_string(dir.join(PROCESSES)).unwrap_or_default();
+        recorded.lines().for_each(end_recorded);
     }
     for dir in &dirs {
         remove_dir_with_mounts(dir);
     }
-    let namespaces: Vec<PathBuf> = list(Path::new(NETNS_DIR));
+    let namespaces = kept(Path::new(NETNS_DIR));
     for path in &namespaces {
         let _ = umount2(path, MntFlags::MNT_DETACH);
         let _ = fs::remove_file(path);
     }
-    let cgroups: Vec<PathBuf> = cgroup::base().map(|base| list(&base)).unwrap_or_default();
+    let cgroups = cgroup::base().map(|base| kept(&base)).unwrap_or_default();
     for path in &cgroups {
-        crate::process::wait_until(std::time::Duration::from_secs(2), || fs::remove_dir(path).ok());
+        wait_until(PATIENCE, || fs::remove_dir(path).ok());
     }
     dirs.len() + namespaces.len() + cgroups.len()
+}
+
+/// Ends the process of one recorded line, unless its number belongs to another process by now.
+fn end_recorded(line: &str) {
+    let Some((pid, started)) = line.split_once(' ') else {
+        return;
+    };
+    let Ok(pid) = pid.parse() else { return };
+    if start_time(pid).as_deref() == Some(started) {
+        let _ = kill(Pid::from_raw(pid as i32), Signal::SIGKILL);
+        wait_until(PATIENCE, || start_time(pid).is_none().then_some(()));
+    }
 }
 
 /// Field 22 of `/proc/<pid>/stat`; `None` for a process that is gone or a zombie.
@@ -107,11 +108,13 @@ pub fn unique_name(label: &str) -> String {
     static SWEEP: Once = Once::new();
     static NEXT: AtomicU32 = AtomicU32::new(0);
     SWEEP.call_once(sweep);
-    format!(
-        "{PREFIX}{}-{}-{label}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    )
+    let prefix = if KEEP.load(Ordering::Relaxed) {
+        KEPT_PREFIX
+    } else {
+        PREFIX
+    };
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{prefix}{}-{number}-{label}", std::process::id())
 }
 
 /// A folder that disappears with its guard, and with the next run if this one is killed.

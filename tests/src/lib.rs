@@ -12,7 +12,6 @@ pub mod leftovers;
 pub mod manifests;
 pub mod maps;
 pub mod netns;
-pub mod packet;
 pub mod process;
 pub mod programs;
 pub mod stats;

@@ -1,6 +1,7 @@
 //! A small cluster that is ready for requests: network, an echo server in every pod, an agent on every node, one folder of
 //! manifests for all. Used by the namespace tests; each test has its own.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent::{Agent, Source};
-use crate::echo::EchoServer;
+use crate::echo::{EchoServer, Outcome};
 use crate::manifests::{self, Manifests, Port, port};
 use crate::topology::{Host, Shape, Topology};
 use crate::{leftovers, maps, process};
@@ -53,6 +54,18 @@ pub struct World {
     _state: TempDir,
 }
 
+/// Sends `count` requests, each of which must be answered, and gives the names of those who did.
+#[track_caller]
+pub fn answered_by(count: usize, what: &str, request: impl Fn() -> Outcome) -> BTreeSet<String> {
+    let answer = |i| request().unwrap_or_else(|failure| panic!("{what}, request {i} of {count}: {failure}"));
+    (0..count).map(|i| answer(i).server).collect()
+}
+
+/// A set of names, to compare with [`answered_by`].
+pub fn names(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
 /// [`VIPS`], parsed.
 pub fn vips() -> [SocketAddr; 2] {
     VIPS.map(|vip| vip.parse().expect("a constant"))
@@ -82,14 +95,25 @@ impl World {
         Ok(world)
     }
 
-    /// Starts an agent on every node that has none.
+    /// Starts an agent on every node that has none, all at once: most of their start is the verifier's work.
     pub fn start_agents(&mut self) -> Result<()> {
         let source = Source::Manifests(self.manifests.dir().to_owned());
+        let mut agents = Vec::new();
         for node in &self.topology.nodes[self.agents.len()..] {
-            let host = &node.host;
-            self.agents
-                .push(Agent::start(&host.name, &host.netns, &source, &self.options)?);
+            agents.push(Agent::prepare(
+                &node.host.name,
+                &node.host.netns,
+                &source,
+                &self.options,
+            )?);
         }
+        std::thread::scope(|scope| {
+            let starting: Vec<_> = agents.iter_mut().map(|agent| scope.spawn(|| agent.launch())).collect();
+            starting
+                .into_iter()
+                .try_for_each(|s| s.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })?;
+        self.agents.extend(agents);
         Ok(())
     }
 

@@ -92,7 +92,7 @@ both_families! {
     same_port => check_same_port;
     /// S130, S196 and "unknown mid-flow TCP passes": what is not ours leaves as it came.
     not_ours => check_not_ours;
-    /// S122–S124: no endpoint anywhere is answered with a port-unreachable that quotes the client's packet.
+    /// S122–S124: no endpoint anywhere is answered, TCP with a RST, UDP with a port-unreachable that quotes the client's packet.
     refused => check_refused;
     /// S58: endpoints exist but not here.
     dropped => check_dropped;
@@ -110,6 +110,8 @@ both_families! {
     from_the_node => check_from_the_node;
     /// S153: the fragments of a packet go where its first one went, both ways.
     fragments => check_fragments;
+    /// S193, S195: SCTP with one port number is served and its checksum left alone; a changed number is dropped.
+    sctp => check_sctp;
     /// S152: errors about a translated packet name the tuple that their receiver knows, at each of the four entries.
     icmp_errors => check_icmp_errors;
 }
@@ -226,8 +228,26 @@ fn check_refused<A: Address>(c: Cast<A>) {
             let request = packet(l4, client, vip, payload);
             let out = programs.run(program, &request, LO, ingress_ifindex);
             assert_eq!(out.verdict, REDIRECT);
-            let quoted = &request[14..request.len().min(14 + header + 20)];
-            assert_same(&out.packet, &port_unreachable(vip.0, client.0, quoted));
+            let expected = if l4 == SYN {
+                let mut bytes = Vec::new();
+                let (src, dst) = (DST_MAC, SRC_MAC);
+                let ethernet = etherparse::PacketBuilder::ethernet2(src, dst);
+                let ip = match (vip.0, client.0) {
+                    (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
+                    (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+                    _ => unreachable!(),
+                };
+                // It acknowledges the SYN, whose sequence number is 1,000.
+                ip.tcp(vip.1, client.1, 0, 0)
+                    .rst()
+                    .ack(1_001)
+                    .write(&mut bytes, payload)
+                    .unwrap();
+                bytes
+            } else {
+                port_unreachable(vip.0, client.0, &request[14..request.len().min(14 + header + 20)])
+            };
+            assert_same(&out.packet, &expected);
         }
     }
     assert_eq!(programs.count(Reason::NoEndpoints), 10);
@@ -312,6 +332,9 @@ fn check_reuse<A: Address>(c: Cast<A>) {
     reply(&programs, new, Tcp::Rst);
     programs.add_service(1, c.vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
     assert_eq!(request(&programs, Tcp::Syn), old, "after a reset");
+    // S127: without any endpoint the running connection goes on.
+    programs.add_service(1, c.vip, 80, Protocol::Tcp, &[]);
+    assert_eq!(request(&programs, Tcp::Ack), old);
 }
 
 fn check_uniform<A: Address>(c: Cast<A>) {
@@ -553,6 +576,36 @@ fn check_fragments<A: Address>(c: Cast<A>) {
             assert_same(&out.packet, expected);
         }
     }
+}
+
+/// An SCTP packet: ports, then bytes that stand for tag, CRC32c and chunks; no rewrite may change them.
+fn sctp_packet(src: End, dst: End) -> Vec<u8> {
+    let ethernet = etherparse::PacketBuilder::ethernet2(SRC_MAC, DST_MAC);
+    let ip = match (src.0, dst.0) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => ethernet.ipv4(src.octets(), dst.octets(), 64),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => ethernet.ipv6(src.octets(), dst.octets(), 64),
+        _ => unreachable!(),
+    };
+    let mut sctp = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
+    sctp.extend_from_slice(&[0xab; 24]);
+    let mut bytes = Vec::new();
+    ip.write(&mut bytes, etherparse::IpNumber::SCTP, &sctp).unwrap();
+    bytes
+}
+
+fn check_sctp<A: Address>(c: Cast<A>) {
+    let mut programs = load();
+    programs.add_service(1, c.vip, 80, Protocol::Sctp, &[(c.backend, 80)]);
+    programs.add_service(2, c.other_vip, 80, Protocol::Sctp, &[(c.backend, 8080)]);
+    let (client, vip, backend) = (at(c.client, 40_000), at(c.vip, 80), at(c.backend, 80));
+    let out = programs.run(TC_INGRESS, &sctp_packet(client, vip), LO, FORWARDED);
+    assert_eq!(out.verdict, PASS);
+    assert_same(&out.packet, &sctp_packet(client, backend));
+    let out = programs.run(TC_EGRESS, &sctp_packet(backend, client), LO, FORWARDED);
+    assert_same(&out.packet, &sctp_packet(vip, client));
+    let out = programs.run(TC_INGRESS, &sctp_packet(client, at(c.other_vip, 80)), LO, FORWARDED);
+    assert_eq!(out.verdict, DROP);
+    assert_eq!(programs.count(Reason::RewriteFailed), 1);
 }
 
 /// "Too big" from `router` to `to`, quoting the beginning of a packet.

@@ -209,7 +209,8 @@ impl Cluster {
         println!("  ls {}", self.state.join("manifests").display());
         println!("  tail -f {}", agent.state_dir().join("agent.log").display());
         println!("  # remove everything");
-        println!("  {} --remove", std::env::current_exe().unwrap_or_default().display());
+        let demo = std::env::current_exe().unwrap_or_default();
+        println!("  {} --remove {}", demo.display(), std::process::id());
     }
 
     pub(crate) fn remove(mut self) {

@@ -40,9 +40,9 @@ struct Args {
     /// Take the objects from this API server instead of a folder of manifests.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// Remove what an earlier `--keep` left standing.
-    #[arg(long, conflicts_with_all = ["keep", "kubeconfig"])]
-    remove: bool,
+    /// Remove what earlier runs with `--keep` left standing; one of them, if it is named by its process id.
+    #[arg(long, value_name = "PID", conflicts_with_all = ["keep", "kubeconfig"])]
+    remove: Option<Option<u32>>,
     #[command(subcommand)]
     helper: Option<standing::Helper>,
 }
@@ -51,11 +51,13 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.helper {
         Some(helper) => helper.run(),
-        None if args.remove => {
-            println!("removed {} namespaces, folders and cgroups", leftovers::remove_kept());
-            Ok(())
-        }
-        None => demo(&args),
+        None => match args.remove {
+            Some(of) => {
+                println!("removed {} namespaces, folders and cgroups", leftovers::remove_kept(of));
+                Ok(())
+            }
+            None => demo(&args),
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
