@@ -67,7 +67,7 @@ pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
             let dialled = FrontendKey::new(key.dst, key.dst_port, key.protocol);
             let allowed = allowed
                 .entry(dialled)
-                .or_insert_with(|| allowed_at(tables, sync.frontend(&dialled)));
+                .or_insert_with(|| allowed_at(tables, frontend_of(sync, &dialled)));
             let stays = allowed.as_ref().is_some_and(|(service, backends)| {
                 *service == rewrite.service && backends.contains(&(rewrite.dst, rewrite.dst_port))
             });
@@ -80,6 +80,12 @@ pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
             return Ok(removed);
         }
     }
+}
+
+/// The frontend that was dialled: by its address, or as a node port on an address of the node (S38).
+fn frontend_of<'s, A: Address>(sync: &'s FamilySync<A>, dialled: &FrontendKey<A>) -> Option<&'s Frontend> {
+    let node_port = FrontendKey::new(A::zeroed(), dialled.port, dialled.protocol);
+    sync.frontend(dialled).or_else(|| sync.frontend(&node_port))
 }
 
 fn allowed_at<A: Address>(tables: &impl FamilyTables<A>, frontend: Option<&Frontend>) -> Allowed<A> {

@@ -39,11 +39,7 @@ pub fn frontends<A: Address>(service: &Service, port: &ServicePort, has_source_r
         add(A::zeroed(), node_port, external);
     }
     // Every port of the Service says so: the marker stays as long as one of them does.
-    add(
-        cluster_ip,
-        Port::new(0),
-        FRONTEND_CLUSTER_IP | FRONTEND_UNDEFINED,
-    );
+    add(cluster_ip, Port::new(0), FRONTEND_CLUSTER_IP | FRONTEND_UNDEFINED);
     frontends
 }
 
@@ -59,12 +55,12 @@ pub fn source_ranges<A: Address>(service: &Service, node: &NodeContext) -> Vec<(
         .filter_map(|range| Some((A::from_ip(range.network())?, range.prefix_len())))
         .collect();
     // S106: a node that holds the address itself talks to itself with it.
-    let node_is_allowed = service
-        .source_ranges
-        .iter()
-        .any(|range| node.ips.iter().any(|ip| A::from_ip(*ip).is_some() && range.contains(ip)));
+    let node_is_allowed = service.source_ranges.iter().any(|range| {
+        node.ips
+            .iter()
+            .any(|ip| A::from_ip(*ip).is_some() && range.contains(ip))
+    });
     if node_is_allowed {
-        
         ranges.extend(vips.into_iter().map(|vip| (vip, A::BITS)));
     }
     ranges.sort_unstable();

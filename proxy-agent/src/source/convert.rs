@@ -390,7 +390,11 @@ fn load_balancer_ips(object: &objects::Service, report: &mut Reporter<'_>) -> Ve
     let mut ips = Vec::new();
     let Some(status) = status else { return ips };
     for (path, ingress) in report.items(&status.ingress, PATH) {
-        let text = report.read(&ingress.ip, || format!("{path}.ip"), "the entry is ignored; write an address");
+        let text = report.read(
+            &ingress.ip,
+            || format!("{path}.ip"),
+            "the entry is ignored; write an address",
+        );
         let (Some(text), true) = (
             text.filter(|text| !text.is_empty()),
             ingress.ip_mode.given().is_none_or(|mode| mode == "VIP"),
@@ -421,7 +425,8 @@ fn source_ranges(spec: &objects::ServiceSpec, report: &mut Reporter<'_>) -> Vec<
 
 /// Is the external policy Local, and is the Service reachable from outside at all (S51)?
 fn is_external_local(spec: &objects::ServiceSpec, external_ips: &[IpAddr]) -> bool {
-    let is_reachable = is_text(&spec.r#type, "NodePort") || is_text(&spec.r#type, "LoadBalancer") || !external_ips.is_empty();
+    let is_reachable =
+        is_text(&spec.r#type, "NodePort") || is_text(&spec.r#type, "LoadBalancer") || !external_ips.is_empty();
     is_reachable && is_text(&spec.external_traffic_policy, "Local")
 }
 

@@ -46,6 +46,7 @@ fn family<A: Address>(vip: &str, backends: &[&str], keep: &[&str]) -> FamilyPlan
         },
         local: Endpoints::default(),
         has_endpoints: !backends.is_empty(),
+        source_ranges: Vec::new(),
     }
 }
 
