@@ -194,6 +194,7 @@ mod tests {
             },
             local: Endpoints::default(),
             has_endpoints: true,
+            source_ranges: Vec::new(),
         };
         let plan = ServicePortPlan {
             v4,
@@ -264,6 +265,26 @@ mod tests {
         );
         assert_eq!(left(Protocol::Tcp, &[2], &[]), 4, "connections are never cut (S147)");
         assert_eq!(left(Protocol::Sctp, &[2], &[]), 4, "connections are never cut (S147)");
+    }
+
+    #[test]
+    fn flows_to_node_ports_follow_too() {
+        // S142: what was dialled is an address of the node, the frontend stands for all of them.
+        let on_node = |selectable: &[u8]| {
+            let mut changes = service(Protocol::Udp, selectable, &[]);
+            let plan = changes[0].1.as_mut().unwrap();
+            plan.v4.frontends[0].addr = Addr4([0; 4]);
+            changes
+        };
+        for (selectable, left) in [(&[1, 3], 4), (&[2, 3], 0)] {
+            let mut tables = MemoryTables::new(16);
+            let mut sync = Sync::adopt(&tables).unwrap();
+            sync.apply(&mut tables, on_node(&[1, 2]), Duration::ZERO);
+            add_flow(&mut tables, Protocol::Udp, 1);
+            let mut report = sync.apply(&mut tables, on_node(selectable), Duration::ZERO);
+            sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+            assert_eq!(tables.v4.rewrites.len(), left);
+        }
     }
 
     #[test]

@@ -169,6 +169,8 @@ impl<A> Default for Endpoints<A> {
 }
 
 #[cfg(test)]
+mod address_tests;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;

@@ -94,7 +94,11 @@ impl<A: Address> FamilySync<A> {
         // A service port without frontends does not exist in this family.
         let wanted = wanted.filter(|(plan, ..)| !plan.frontends.is_empty());
         let old = self.services.remove(name);
-        self.sources.pending.insert(name.clone());
+        let old_ranges = old.iter().flat_map(|old| &old.plan.source_ranges);
+        let new_ranges = wanted.iter().flat_map(|(plan, ..)| &plan.source_ranges);
+        if old_ranges.chain(new_ranges).next().is_some() {
+            self.sources.pending.insert(name.clone());
+        }
         if let Some(old) = &old {
             for frontend in &old.plan.frontends {
                 let key = key_of(name, frontend);

@@ -7,6 +7,8 @@
 
 mod family;
 mod ids;
+#[cfg(test)]
+mod source_tests;
 mod sources;
 #[cfg(test)]
 mod tests;
