@@ -181,6 +181,7 @@ mod tests {
         health.node(Some(&Node {
             zone: None,
             leaving: true,
+            ..Node::default()
         }));
         let (code, body) = health.answer(now, true);
         assert_eq!(

@@ -196,6 +196,9 @@ impl Owner {
     fn schedule(&mut self) {
         if self.state.is_complete() {
             self.health.node(self.state.node());
+            let ips = self.state.node().map_or(&[][..], |node| &node.ips);
+            let report = self.datapath.set_node_ips(ips);
+            self.note_failures(&report);
         }
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;

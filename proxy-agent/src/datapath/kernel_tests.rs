@@ -71,6 +71,8 @@ impl Bed {
             socket_lb: SocketLb::Host,
             pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
             interfaces: InterfaceFilter::new(None, Some("right")).unwrap(),
+            node_port_addresses: NodePortAddresses::All,
+            masquerade_all: false,
             attach,
             log_level: BpfLogLevel::Off,
             capacities: Capacities {

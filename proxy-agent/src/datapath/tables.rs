@@ -9,12 +9,14 @@ use std::path::Path;
 use aya::maps::{MapData, MapInfo};
 use bytemuck::Pod;
 use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
 use super::sys::{self, Cursor, MappedArray};
@@ -42,6 +44,16 @@ pub(crate) trait FamilyTables<A: Address> {
     fn rewrite(&self, key: &RewriteKey<A>) -> Result<Option<Rewrite<A>>, TableError>;
     /// Removes an entry of the rewrite table; false if it was gone.
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError>;
+    /// Every source range.
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError>;
+    /// Writes a source range.
+    fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError>;
+    /// Removes a source range; what is gone already is success.
+    fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError>;
+    /// Appends the keys of the next affinity records; true at the end.
+    fn scan_affinity(&self, cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError>;
+    /// Removes an affinity record; what is gone already is success.
+    fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError>;
     /// Every local address.
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError>;
     /// Writes a local address.
@@ -107,6 +119,13 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         })
     }
 
+    fn open_if_there(dir: &Path, name: &'static str, setting: &'static str) -> Result<Option<Self>, TableError> {
+        dir.join(name)
+            .exists()
+            .then(|| Self::open(dir, name, setting))
+            .transpose()
+    }
+
     fn fd(&self) -> BorrowedFd<'_> {
         self.map.fd().as_fd()
     }
@@ -142,6 +161,15 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         sys::lookup_batch(self.fd(), cursor, CHUNK.min(self.capacity), entries).map_err(|error| self.fail(error))
     }
 
+    /// Every key, one system call each: for maps without batches.
+    fn keys(&self) -> Result<Vec<K>, TableError> {
+        let mut keys: Vec<K> = Vec::new();
+        while let Some(key) = sys::next_key(self.fd(), keys.last()).map_err(|error| self.fail(error))? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
     pub(crate) fn all(&self) -> Result<Vec<(K, V)>, TableError> {
         let mut entries = Vec::new();
         let mut cursor = Cursor::default();
@@ -156,6 +184,10 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) backends: MappedArray<Backend<A>>,
     pub(crate) rewrites: Hash<RewriteKey<A>, Rewrite<A>>,
     pub(crate) node_addrs: Hash<A, NodeAddr>,
+    /// `None`: the programs of this build do not know of it.
+    pub(crate) source_ranges: Option<Hash<SourceRangeKey<A>, u32>>,
+    /// As above.
+    pub(crate) affinity: Option<Hash<AffinityKey<A>, Affinity<A>>>,
 }
 
 impl<A: Address> BpfFamily<A> {
@@ -169,6 +201,12 @@ impl<A: Address> BpfFamily<A> {
             backends,
             rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
             node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,
+            source_ranges: Hash::open_if_there(
+                dir,
+                names::for_family::<A>(names::SRC_RANGES),
+                "nothing, but use fewer loadBalancerSourceRanges",
+            )?,
+            affinity: Hash::open_if_there(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
         })
     }
 }
@@ -283,6 +321,43 @@ where
 
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
         self.family_mut().rewrites.remove(key)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {
+        self.family().source_ranges.as_ref().map_or(Ok(Vec::new()), Hash::keys)
+    }
+
+    fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        match &mut self.family_mut().source_ranges {
+            Some(map) => map.set(key, &1),
+            None => Err(TableError::Call {
+                map: names::for_family::<A>(names::SRC_RANGES),
+                source: io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "the programs of this build have no such map",
+                ),
+            }),
+        }
+    }
+
+    fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        let map = self.family_mut().source_ranges.as_mut();
+        map.map_or(Ok(()), |map| map.remove(key).map(drop))
+    }
+
+    fn scan_affinity(&self, cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError> {
+        let Some(map) = &self.family().affinity else {
+            return Ok(true);
+        };
+        let mut entries = Vec::new();
+        let at_end = map.scan(cursor, &mut entries)?;
+        keys.extend(entries.into_iter().map(|(key, _)| key));
+        Ok(at_end)
+    }
+
+    fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError> {
+        let map = self.family_mut().affinity.as_mut();
+        map.map_or(Ok(()), |map| map.remove(key).map(drop))
     }
 
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError> {

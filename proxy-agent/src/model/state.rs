@@ -163,9 +163,9 @@ impl ClusterState {
     }
 
     fn set_node(&mut self, node: Option<Node>) {
-        let zone = node.as_ref().and_then(|node| node.zone.clone());
-        if zone != self.context.zone {
-            self.context.zone = zone;
+        let context = node.as_ref().map(NodeContext::from).unwrap_or_default();
+        if context != self.context {
+            self.context = context;
             self.dirty.extend(self.services.keys().cloned());
         }
         self.node = node;
