@@ -94,7 +94,7 @@ async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow
     match &config.source {
         SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), config.node_name.clone(), events)?,
         SourceConfig::ApiServer(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await?;
+            let client = source::client::open(kubeconfig.as_deref()).await?;
             tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
         }
     }

@@ -42,6 +42,27 @@ fn the_api_server_goes_and_comes_back() {
     cluster.unpublish("changes", changes);
 }
 
+/// S161: a server whose machine goes without a word, as when power or a network fails: nothing comes over the watches' connections
+/// any more, not even their end. The agent finds out by itself.
+#[test]
+fn the_api_server_vanishes_without_a_word() {
+    let mut cluster = turn();
+    let vip = vip(19);
+    cluster.publish("silence", vip, &[ALPHA]);
+    let running = cluster.traffic(vip);
+    // The kernel forgets connections of dead processes after the first try to say so.
+    cluster.api.netns().sysctl("net/ipv4/tcp_orphan_retries", "1").unwrap();
+    cluster.api.netns().ip("link set node1 down").unwrap();
+    cluster.api.stop();
+    cluster.api.launch().unwrap();
+    cluster.api.apply(&[cluster.slice("silence", &[BETA])]).unwrap();
+    cluster.api.netns().ip("link set node1 up").unwrap();
+    cluster.wait_for_pods(vip, &[BETA]);
+    cluster.assert_answered_by(vip, &[BETA]);
+    assert_undisturbed(running);
+    cluster.unpublish("silence", vip);
+}
+
 /// S155, S169: killed without warning and started again while connections are made and one is held.
 #[test]
 fn the_agent_is_killed_and_comes_back() {
