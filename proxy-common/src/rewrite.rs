@@ -54,7 +54,8 @@ pub const REWRITE_SAME_HOOK: u8 = 1 << 2;
 /// The connection also has a masquerade pair.
 pub const REWRITE_MASQUERADED: u8 = 1 << 3;
 
-/// At least one packet went through the entry after the one that created it.
+/// At least one packet went through the entry. The one that created it counts for requests and masquerades, so what this tells is
+/// whether the other direction has answered.
 pub const STATE_SEEN: u32 = 1 << 0;
 /// A TCP FIN went through the entry.
 pub const STATE_FIN: u32 = 1 << 1;

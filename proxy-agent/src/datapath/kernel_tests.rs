@@ -288,6 +288,31 @@ fn a_detached_link_is_attached_again() {
 }
 
 #[test]
+fn a_former_agents_programs_stay_where_attaching_fails() {
+    in_namespace(|bed| {
+        let mut first = Datapath::open(bed.options(AttachMode::Tcx)).unwrap();
+        assert_ok(&first.set_network(&network()));
+        drop(first);
+        let links = Pins::new(&bed.bpf_dir).links;
+        let [egress, ingress] = ["egress", "ingress"].map(|hook| links.join(format!("{}-{hook}", index("left"))));
+        fs::remove_file(&egress).unwrap();
+        fs::create_dir(&egress).unwrap();
+        // Pinned anew, it is what a walk through the folder finds first.
+        let link = sys::open_pin(&ingress).unwrap();
+        fs::remove_file(&ingress).unwrap();
+        sys::pin(link.as_fd(), &ingress).unwrap();
+        drop(link);
+        let mut second = Datapath::open(bed.options(AttachMode::Tcx)).unwrap();
+        assert_eq!(second.set_network(&network()).failed.len(), 1);
+        assert!(sys::open_pin(&ingress).is_ok());
+        fs::remove_dir(&egress).unwrap();
+        second.repaired -= REPAIR_INTERVAL;
+        second.tick();
+        assert!(sys::open_pin(&egress).is_ok() && sys::open_pin(&ingress).is_ok());
+    });
+}
+
+#[test]
 fn a_map_of_another_shape_is_refused_and_another_size_is_kept() {
     in_namespace(|bed| {
         let mut options = bed.options(AttachMode::Auto);

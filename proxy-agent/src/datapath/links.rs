@@ -145,7 +145,7 @@ impl Links {
         }
         self.attached.retain(|ifindex, _| network.links.contains_key(ifindex));
         self.ignored.retain(|ifindex| network.links.contains_key(ifindex));
-        if let Err(error) = self.remove_stale_pins() {
+        if let Err(error) = self.remove_stale_pins(network) {
             report.fail(format!("pins in {}", self.dir.display()), error);
         }
         self.pending = report.failed.len() > failures;
@@ -273,11 +273,13 @@ impl Links {
         Ok(())
     }
 
-    /// Pins of interfaces that are gone, or whose index belongs to nobody we attach to.
-    fn remove_stale_pins(&self) -> io::Result<()> {
+    /// Pins of interfaces that are gone, or that are not to have our programs. Where attaching failed, a former agent's programs
+    /// stay until it succeeds.
+    fn remove_stale_pins(&self, network: &Network) -> io::Result<()> {
+        let is_stale = |ifindex: u32| !network.links.get(&ifindex).is_some_and(|info| self.accepts(info));
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();
-            if interface_of(&path).is_some_and(|ifindex| !self.attached.contains_key(&ifindex)) {
+            if interface_of(&path).is_some_and(is_stale) {
                 remove_pin(&path)?;
             }
         }
@@ -402,11 +404,11 @@ fn write_node_addrs<A: Address>(
 /// Puts the program into the pinned link, or makes and pins a new one.
 fn attach_tcx(pin: &Path, ifindex: u32, egress: bool, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     if let Ok(link) = sys::open_pin(pin) {
-        if sys::link_target(link.as_fd())? == LinkTarget::Interface(ifindex) {
+        if sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex)) {
             sys::update_link(link.as_fd(), program)?;
             return Ok(link);
         }
-        // The interface of that index is another one by now, or somebody detached the link.
+        // The interface of that index is another one by now, or somebody detached the link, or this is no link at all.
         remove_pin(pin)?;
     }
     let link = sys::attach_tcx(program, ifindex, egress)?;
