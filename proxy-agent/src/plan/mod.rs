@@ -5,6 +5,7 @@
 
 pub mod categorize;
 pub mod frontends;
+pub mod health_check;
 pub mod topology;
 pub mod trace;
 
@@ -14,6 +15,7 @@ use std::net::IpAddr;
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::backend::Backend;
 
+pub use self::health_check::{HealthCheck, health_check};
 use crate::model::state::service_port_name;
 use crate::model::{EndpointSlice, Family, Node, Service, ServicePort};
 
