@@ -191,12 +191,10 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
     }
     sizes.push((names::SERVICES, capacities.services));
     for name in pinned_maps() {
-        let is_optional = names::AFFINITY.contains(&name) || names::SRC_RANGES.contains(&name);
-        let map = match object.maps.get(name) {
-            Some(map) => map,
-            None if is_optional => continue,
-            None => return Err(DatapathError::Incomplete(format!("map {name}"))),
-        };
+        let map = object
+            .maps
+            .get(name)
+            .ok_or_else(|| DatapathError::Incomplete(format!("map {name}")))?;
         let path = pins.maps.join(name);
         if !path.exists() {
             continue;

@@ -119,13 +119,6 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         })
     }
 
-    fn open_if_there(dir: &Path, name: &'static str, setting: &'static str) -> Result<Option<Self>, TableError> {
-        dir.join(name)
-            .exists()
-            .then(|| Self::open(dir, name, setting))
-            .transpose()
-    }
-
     fn fd(&self) -> BorrowedFd<'_> {
         self.map.fd().as_fd()
     }
@@ -184,10 +177,8 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) backends: MappedArray<Backend<A>>,
     pub(crate) rewrites: Hash<RewriteKey<A>, Rewrite<A>>,
     pub(crate) node_addrs: Hash<A, NodeAddr>,
-    /// `None`: the programs of this build do not know of it.
-    pub(crate) source_ranges: Option<Hash<SourceRangeKey<A>, u32>>,
-    /// As above.
-    pub(crate) affinity: Option<Hash<AffinityKey<A>, Affinity<A>>>,
+    pub(crate) source_ranges: Hash<SourceRangeKey<A>, u32>,
+    pub(crate) affinity: Hash<AffinityKey<A>, Affinity<A>>,
 }
 
 impl<A: Address> BpfFamily<A> {
@@ -201,12 +192,12 @@ impl<A: Address> BpfFamily<A> {
             backends,
             rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
             node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,
-            source_ranges: Hash::open_if_there(
+            source_ranges: Hash::open(
                 dir,
                 names::for_family::<A>(names::SRC_RANGES),
                 "nothing, but use fewer loadBalancerSourceRanges",
             )?,
-            affinity: Hash::open_if_there(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
+            affinity: Hash::open(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
         })
     }
 }
@@ -324,40 +315,26 @@ where
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {
-        self.family().source_ranges.as_ref().map_or(Ok(Vec::new()), Hash::keys)
+        self.family().source_ranges.keys()
     }
 
     fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
-        match &mut self.family_mut().source_ranges {
-            Some(map) => map.set(key, &1),
-            None => Err(TableError::Call {
-                map: names::for_family::<A>(names::SRC_RANGES),
-                source: io::Error::new(
-                    io::ErrorKind::Unsupported,
-                    "the programs of this build have no such map",
-                ),
-            }),
-        }
+        self.family_mut().source_ranges.set(key, &1)
     }
 
     fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
-        let map = self.family_mut().source_ranges.as_mut();
-        map.map_or(Ok(()), |map| map.remove(key).map(drop))
+        self.family_mut().source_ranges.remove(key).map(drop)
     }
 
     fn scan_affinity(&self, cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError> {
-        let Some(map) = &self.family().affinity else {
-            return Ok(true);
-        };
         let mut entries = Vec::new();
-        let at_end = map.scan(cursor, &mut entries)?;
+        let at_end = self.family().affinity.scan(cursor, &mut entries)?;
         keys.extend(entries.into_iter().map(|(key, _)| key));
         Ok(at_end)
     }
 
     fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError> {
-        let map = self.family_mut().affinity.as_mut();
-        map.map_or(Ok(()), |map| map.remove(key).map(drop))
+        self.family_mut().affinity.remove(key).map(drop)
     }
 
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError> {
