@@ -137,6 +137,13 @@ pub struct RunArgs {
     /// Addresses of pods, one prefix per family: 10.244.0.0/16,fd00:10::/56. Other sources are masqueraded.
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
     pub cluster_cidr: String,
+    /// Local addresses that serve node ports: prefixes (192.0.2.0/24,fd00::/64), or `primary` for those of the Node object. All
+    /// addresses of a family of which there is no prefix. Default: all.
+    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
+    pub nodeport_addresses: String,
+    /// Masquerade every connection to a cluster IP.
+    #[arg(long)]
+    pub masquerade_all: bool,
     /// Directory on a BPF file system to pin maps, programs and links in. One agent each.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
     pub bpf_dir: PathBuf,

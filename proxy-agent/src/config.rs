@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use crate::cli::{AttachArg, BpfLogLevelArg, RunArgs, SocketLbArg};
-use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
+use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
 use crate::model::address::parse_cidr;
 
 /// A value that cannot be used.
@@ -93,6 +93,8 @@ impl RunConfig {
                 },
                 pod_cidrs: cluster_cidrs(&args.cluster_cidr)?,
                 interfaces,
+                node_port_addresses: node_port_addresses(&args.nodeport_addresses)?,
+                masquerade_all: args.masquerade_all,
                 attach: match args.attach {
                     AttachArg::Auto => AttachMode::Auto,
                     AttachArg::Tcx => AttachMode::Tcx,
@@ -182,6 +184,32 @@ fn cluster_cidrs(text: &str) -> Result<Vec<IpNet>, ConfigError> {
     Ok(cidrs)
 }
 
+/// Prefixes, or `primary` alone (S81).
+fn node_port_addresses(text: &str) -> Result<NodePortAddresses, ConfigError> {
+    const REMEDY: &str =
+        "write prefixes such as 192.0.2.0/24,fd00::/64, or primary alone, or nothing for all addresses";
+    match text.trim() {
+        "" => return Ok(NodePortAddresses::All),
+        "primary" => return Ok(NodePortAddresses::Primary),
+        _ => {}
+    }
+    let prefix = |part: &str| {
+        let problem = || {
+            error(
+                "--nodeport-addresses",
+                text,
+                format!("{part:?} is not a prefix"),
+                REMEDY,
+            )
+        };
+        parse_cidr(part).map(|prefix| prefix.trunc()).ok_or_else(problem)
+    };
+    text.split(',')
+        .map(prefix)
+        .collect::<Result<_, _>>()
+        .map(NodePortAddresses::Prefixes)
+}
+
 /// An empty text means nowhere (S174).
 fn bind_address(flag: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
     if text.trim().is_empty() {
@@ -210,6 +238,20 @@ mod tests {
         for bad in ["10.244.0.0", ",", "10.0.0.0/8,", "10.0.0.0/8,10.1.0.0/16"] {
             let text = texts(bad).unwrap_err().to_string();
             assert!(text.starts_with(&format!("--cluster-cidr {bad:?}: ")), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_node_ports() {
+        assert_eq!(node_port_addresses(" "), Ok(NodePortAddresses::All));
+        assert_eq!(node_port_addresses("primary"), Ok(NodePortAddresses::Primary));
+        let prefixes = ["192.0.2.0/24", "fd00::/64"].map(|text| text.parse().unwrap());
+        assert_eq!(
+            node_port_addresses("192.0.2.7/24, fd00::/64"),
+            Ok(NodePortAddresses::Prefixes(prefixes.to_vec()))
+        );
+        for bad in ["192.0.2.1", "primary,192.0.2.0/24", ","] {
+            assert!(node_port_addresses(bad).is_err(), "{bad}");
         }
     }
 

@@ -1,6 +1,8 @@
 //! Is the proxy alive, and should this node get traffic? `run` reports what it does to [`Health`]; load balancers and probes ask over
 //! HTTP: `/healthz` (with the node's eligibility), `/livez` (without), `/readyz` (the first sync is done).
 
+pub mod node_ports;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -181,6 +183,7 @@ mod tests {
         health.node(Some(&Node {
             zone: None,
             leaving: true,
+            ..Node::default()
         }));
         let (code, body) = health.answer(now, true);
         assert_eq!(

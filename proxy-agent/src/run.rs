@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{RunConfig, SourceConfig};
 use crate::datapath::{Datapath, SyncReport};
+use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
 use crate::model::ClusterState;
@@ -74,6 +75,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
         state: ClusterState::default(),
         datapath,
         metrics,
+        checks: Checks::new(health.clone()),
         health,
         network_known: false,
         completed: false,
@@ -94,7 +96,7 @@ async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow
     match &config.source {
         SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), config.node_name.clone(), events)?,
         SourceConfig::ApiServer(kubeconfig) => {
-            let client = source::kube::client(kubeconfig.as_deref()).await?;
+            let client = source::client::open(kubeconfig.as_deref()).await?;
             tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
         }
     }
@@ -135,6 +137,7 @@ struct Owner {
     datapath: Datapath,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
+    checks: Checks,
     network_known: bool,
     completed: bool,
     /// When to apply what waits.
@@ -196,6 +199,9 @@ impl Owner {
     fn schedule(&mut self) {
         if self.state.is_complete() {
             self.health.node(self.state.node());
+            let ips = self.state.node().map_or(&[][..], |node| &node.ips);
+            let report = self.datapath.set_node_ips(ips);
+            self.note_failures(&report);
         }
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;
@@ -220,6 +226,12 @@ impl Owner {
         let changes = self.state.take_changes();
         let services = changes.len();
         let mut report = self.datapath.apply(changes);
+        // Withdrawn ones first: another Service may take over the port.
+        let mut checks = self.state.take_health_checks();
+        checks.sort_by_key(|(_, check)| check.is_some());
+        for (service, check) in checks {
+            self.checks.set(service, check);
+        }
         if !self.completed && self.can_complete() {
             let completed = self.datapath.complete();
             report.written += completed.written;

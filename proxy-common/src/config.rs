@@ -13,6 +13,8 @@ pub const SOCKET_PODS: &str = "SOCKET_PODS";
 pub const HAVE_SET_RETVAL: &str = "HAVE_SET_RETVAL";
 /// `u32`: 1 if `bpf_l4_csum_replace` knows `BPF_F_IPV6` (6.16, commit ead7f9b8de65).
 pub const HAVE_CSUM_IPV6: &str = "HAVE_CSUM_IPV6";
+/// `u32`: 1 if every connection to a cluster IP is masqueraded (S111).
+pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
 /// `u32`: first source port for masqueraded connections whose own port is taken.
 pub const PORT_FIRST: &str = "PORT_FIRST";
 /// `u32`: how many ports from [`PORT_FIRST`] on may be used.

@@ -12,6 +12,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod affinity;
 pub mod backend;
 pub mod checksum;
 pub mod clock;
@@ -25,6 +26,7 @@ pub mod reason;
 pub mod rewrite;
 pub mod service;
 pub mod socket;
+pub mod source_range;
 
 /// Declares a family-generic layout as plain old data.
 ///

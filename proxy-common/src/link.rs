@@ -26,10 +26,17 @@ pub struct Link {
 
 const _: () = assert!(size_of::<Link>() == 32);
 
+/// Node ports are served on this address (S81).
+pub const NODE_ADDR_NODE_PORTS: u32 = 1 << 0;
+
 /// A local address of this node; the value of `NODE_ADDRS4/6`, keyed by address.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Pod, Zeroable)]
 pub struct NodeAddr {
     /// Interface that holds the address.
     pub ifindex: u32,
+    /// `NODE_ADDR_*` bits.
+    pub flags: u32,
 }
+
+const _: () = assert!(size_of::<NodeAddr>() == 8);

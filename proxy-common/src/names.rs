@@ -12,6 +12,10 @@ pub const BACKENDS_CAPACITY: usize = 524_288;
 pub const REWRITES_CAPACITY: usize = 262_144;
 /// Fragmented packets under way, per family.
 pub const FRAGMENTS_CAPACITY: usize = 8_192;
+/// Clients with session affinity, per family.
+pub const AFFINITY_CAPACITY: usize = 65_536;
+/// Source ranges, per family.
+pub const SRC_RANGES_CAPACITY: usize = 65_536;
 /// Service ports.
 pub const SERVICES_CAPACITY: usize = 65_536;
 /// Interfaces.
@@ -27,6 +31,10 @@ pub const BACKENDS: [&str; 2] = ["BACKENDS4", "BACKENDS6"];
 pub const REWRITES: [&str; 2] = ["REWRITES4", "REWRITES6"];
 /// `NODE_ADDRS4`, `NODE_ADDRS6`: address → [`crate::link::NodeAddr`].
 pub const NODE_ADDRS: [&str; 2] = ["NODE_ADDRS4", "NODE_ADDRS6"];
+/// `AFFINITY4`, `AFFINITY6`: [`crate::affinity::AffinityKey`] → [`crate::affinity::Affinity`].
+pub const AFFINITY: [&str; 2] = ["AFFINITY4", "AFFINITY6"];
+/// `SRC_RANGES4`, `SRC_RANGES6`: prefix trie of [`crate::source_range::SourceRangeKey`] → `u32`, always 1.
+pub const SRC_RANGES: [&str; 2] = ["SRC_RANGES4", "SRC_RANGES6"];
 /// `FRAGMENTS4`, `FRAGMENTS6`: [`crate::fragment::FragmentKey`] → [`crate::fragment::Ports`].
 pub const FRAGMENTS: [&str; 2] = ["FRAGMENTS4", "FRAGMENTS6"];
 /// `SOCKETS4`, `SOCKETS6`: socket → [`crate::socket::SocketFlows`].

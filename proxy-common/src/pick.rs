@@ -21,27 +21,27 @@ pub fn uniform(count: u32, mut random: impl FnMut() -> u32) -> u32 {
     (product >> 32) as u32
 }
 
-/// Steps that [`contains`] needs for the largest range: 2^20 slots.
+/// Steps that [`find`] needs for the largest range: 2^20 slots.
 const SEARCH_STEPS: u32 = 21;
 
-/// Is there a slot in `first .. first+count` for which `order` says "equal"? The slots are sorted, `order(slot)` compares the
-/// slot with what is looked for; `None` means the slot is out of bounds and ends the search.
+/// The slot in `first .. first+count` for which `order` says "equal". The slots are sorted, `order(slot)` compares the slot with
+/// what is looked for; `None` means the slot is out of bounds and ends the search.
 #[inline(always)]
-pub fn contains(first: u32, count: u32, mut order: impl FnMut(u32) -> Option<core::cmp::Ordering>) -> bool {
+pub fn find(first: u32, count: u32, mut order: impl FnMut(u32) -> Option<core::cmp::Ordering>) -> Option<u32> {
     let mut low = first;
     let mut high = first.wrapping_add(count);
     let mut step = 0;
     while step < SEARCH_STEPS && low < high {
         let middle = low + (high - low) / 2;
         match order(middle) {
-            Some(core::cmp::Ordering::Equal) => return true,
+            Some(core::cmp::Ordering::Equal) => return Some(middle),
             Some(core::cmp::Ordering::Less) => low = middle + 1,
             Some(core::cmp::Ordering::Greater) => high = middle,
-            None => return false,
+            None => return None,
         }
         step += 1;
     }
-    false
+    None
 }
 
 #[cfg(test)]
@@ -75,10 +75,11 @@ mod tests {
         }
 
         #[test]
-        fn contains_finds_what_is_there(mut slots in proptest::collection::vec(0u32..300, 0..200), wanted in 0u32..300, first in 0u32..9) {
+        fn find_finds_what_is_there(mut slots in proptest::collection::vec(0u32..300, 0..200), wanted in 0u32..300, first in 0u32..9) {
             slots.sort_unstable();
-            let found = contains(first, slots.len() as u32, |i| slots.get((i - first) as usize).map(|s| s.cmp(&wanted)));
-            prop_assert_eq!(found, slots.contains(&wanted));
+            let found = find(first, slots.len() as u32, |i| slots.get((i - first) as usize).map(|s| s.cmp(&wanted)));
+            prop_assert_eq!(found.is_some(), slots.contains(&wanted));
+            prop_assert!(found.is_none_or(|i| slots[(i - first) as usize] == wanted));
         }
     }
 }

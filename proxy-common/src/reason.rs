@@ -46,6 +46,18 @@ reasons! {
     SocketStorageFull = 8 "socket_storage_full",
     /// Served with another source port, because the client's own was taken by another connection to the same backend.
     SourcePortChanged = 9 "source_port_changed",
+    /// Dropped: the client is in none of the service's source ranges (S103).
+    SourceNotAllowed = 10 "source_not_allowed",
+    /// Answered with an error: the service address does not define this port (S77).
+    UndefinedPort = 11 "undefined_port",
+}
+
+impl Reason {
+    /// Is the packet answered with an error? The other reasons for not serving one drop it.
+    #[inline(always)]
+    pub const fn is_refused(self) -> bool {
+        matches!(self, Self::NoEndpoints | Self::UndefinedPort)
+    }
 }
 
 /// Slots of `REASONS`; more than there are reasons, so that a new one does not change the map.

@@ -7,7 +7,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use proxy_common::addr::{Port, Protocol};
-use proxy_common::backend::Backend;
+use proxy_common::frontend::Origin;
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
     HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
@@ -15,7 +15,7 @@ use proxy_common::rewrite::{
 };
 use proxy_common::{clock, pick};
 
-use crate::maps::{self, Family, LINKS, PORT_COUNT, PORT_FIRST, Scratch};
+use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PORT_COUNT, PORT_FIRST, Scratch};
 use crate::rewrite::now;
 use crate::route::{Route, Routed};
 use crate::service;
@@ -89,14 +89,13 @@ fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
 /// The steps are subprograms called one after the other and not from each other: the stack of a call chain has 512 bytes in all.
 #[inline(always)]
 pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
-    let mut begun = begin(skb, key);
-    if begun == Opened::NotOurs {
-        begun = make_way(key);
-    }
-    if begun != Opened::Yes {
-        return begun;
-    }
-    let written = claim(key)
+    let begun = match select(key) {
+        Opened::Yes => begin(skb, key),
+        Opened::NotOurs if make_way(key) == Opened::Yes => Ok(()),
+        other => return other,
+    };
+    let written = begun
+        .and_then(|()| claim(key))
         .and_then(|()| masquerade::<A>(skb, key))
         .and_then(|()| publish(key));
     match written {
@@ -149,36 +148,56 @@ fn make_way<A: Family>(key: &RewriteKey<A>) -> Opened {
     Opened::Yes
 }
 
-/// Chooses a backend and leaves the entry for requests in the scratch room.
-///
-/// At the ingress hook the client is behind the interface, at the egress hook it is this node.
+/// Finds the frontend that the packet dials and chooses a backend, which is left in the scratch room.
 #[inline(never)]
-fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
+fn select<A: Family>(key: &RewriteKey<A>) -> Opened {
     let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol) else {
         return Opened::NotOurs;
-    };
-    let service = frontend.service;
-    let backend: &Backend<A> = match service::resolve(frontend) {
-        Ok(backend) => backend,
-        Err(reason) => {
-            maps::count(reason);
-            return if reason == Reason::NoEndpoints {
-                Opened::Refused
-            } else {
-                Opened::Dropped
-            };
-        }
     };
     let Some(scratch) = scratch::<A>() else {
         return Opened::Dropped;
     };
+    let pods = A::pod_cidr();
+    let origin = if key.hook == HOOK_EGRESS {
+        Origin::Host
+    } else if pods.set != 0 && key.src.is_in(&pods.addr, &pods.mask) {
+        Origin::Pod
+    } else {
+        Origin::External
+    };
+    scratch.service = frontend.service;
+    scratch.masquerades = u32::from(frontend.masquerades(origin, pods.set != 0, MASQUERADE_ALL.load() != 0));
+    match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
+        Ok(slot) => {
+            scratch.slot = slot;
+            Opened::Yes
+        }
+        Err(reason) => {
+            maps::count(reason);
+            if reason.is_refused() {
+                Opened::Refused
+            } else {
+                Opened::Dropped
+            }
+        }
+    }
+}
+
+/// Leaves the entry for requests to the chosen backend in the scratch room.
+///
+/// At the ingress hook the client is behind the interface, at the egress hook it is this node.
+#[inline(never)]
+fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Result<(), Reason> {
+    let Some(scratch) = scratch::<A>() else {
+        return Err(Reason::RewriteFailed);
+    };
+    let backend = service::backend::<A>(scratch.slot)?;
     if key.protocol == Protocol::Sctp.number() && key.dst_port != backend.port {
         // A changed port needs a new CRC32c over the whole packet, which the programs do not compute (S195).
-        maps::count(Reason::RewriteFailed);
-        return Opened::Dropped;
+        return Err(Reason::RewriteFailed);
     }
     let mut meta = Meta {
-        service,
+        service: scratch.service,
         ifindex: 0,
         last_seen: now(),
         kind: KIND_REQUEST,
@@ -198,7 +217,7 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
             meta.flags = REWRITE_SAME_HOOK | REWRITE_TO_INGRESS;
             src = &key.dst;
         }
-    } else if needs_masquerade(&key.src, &backend.addr) {
+    } else if scratch.masquerades != 0 || key.src == backend.addr {
         // Towards an endpoint on this node's own network nothing is masqueraded: the packet goes to the stack (S118).
         if let Routed::Forward(ifindex) = A::route(skb, &key.src, &backend.addr, &mut scratch.words) {
             meta.flags = REWRITE_MASQUERADED;
@@ -206,15 +225,7 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
         }
     }
     scratch.request = key.rewrite_to(*src, key.src_port, backend.addr, backend.port, meta);
-    Opened::Yes
-}
-
-/// Must the source become an address of this node, so that replies return through it? A client outside the pod network (S108),
-/// and a client that is its own backend (S110). Without a pod network only the latter (S112).
-#[inline(always)]
-fn needs_masquerade<A: Family>(client: &A, backend: &A) -> bool {
-    let pods = A::pod_cidr();
-    client == backend || (pods.set != 0 && !client.is_in(&pods.addr, &pods.mask))
+    Ok(())
 }
 
 /// Writes the entry for replies and thereby claims the tuple that `scratch.request` rewrites to. If another connection has it,

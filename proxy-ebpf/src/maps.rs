@@ -5,22 +5,26 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::helpers::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
 use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST, Prefix};
 use proxy_common::fragment::{FragmentKey, Ports};
 use proxy_common::frontend::{Frontend, FrontendKey};
-use proxy_common::link::{Link, NodeAddr};
+use proxy_common::link::{Link, NODE_ADDR_NODE_PORTS, NodeAddr};
 use proxy_common::names;
 use proxy_common::reason::{REASON_SLOTS, Reason};
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
 use proxy_common::socket::SocketFlows;
+use proxy_common::source_range::SourceRangeKey;
 
 use crate::refuse::{Headers, Quote};
 use crate::route::Words;
+use crate::service::Lookup;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -44,6 +48,17 @@ static REWRITES6: LruHashMap<RewriteKey<Addr6>, Rewrite<Addr6>, { names::REWRITE
 static FRAGMENTS4: LruHashMap<FragmentKey<Addr4>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS6: LruHashMap<FragmentKey<Addr6>, Ports, { names::FRAGMENTS_CAPACITY }> = LruHashMap::new();
+
+#[btf_map]
+static AFFINITY4: LruHashMap<AffinityKey<Addr4>, Affinity<Addr4>, { names::AFFINITY_CAPACITY }> = LruHashMap::new();
+#[btf_map]
+static AFFINITY6: LruHashMap<AffinityKey<Addr6>, Affinity<Addr6>, { names::AFFINITY_CAPACITY }> = LruHashMap::new();
+
+// The keys are `SourceRangeKey`s; the library wants to be told of what follows the prefix length only, without alignment.
+#[btf_map]
+static SRC_RANGES4: LpmTrie<[u8; 8], u32, { names::SRC_RANGES_CAPACITY }> = LpmTrie::new();
+#[btf_map]
+static SRC_RANGES6: LpmTrie<[u8; 20], u32, { names::SRC_RANGES_CAPACITY }> = LpmTrie::new();
 
 #[btf_map]
 static NODE_ADDRS4: HashMap<Addr4, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
@@ -78,8 +93,14 @@ pub(crate) struct Scratch<A> {
     pub(crate) back_value: Rewrite<A>,
     /// Key of an entry's partner.
     pub(crate) partner: RewriteKey<A>,
+    /// Slot of the chosen backend, its service, and whether the client is to be masqueraded on account of who it is.
+    pub(crate) slot: u32,
+    pub(crate) service: u32,
+    pub(crate) masquerades: u32,
     /// Interface towards the backend if the connection is masqueraded, otherwise 0.
     pub(crate) leaves_by: u32,
+    /// Keys of look-ups that only some services need.
+    pub(crate) lookup: Lookup<A>,
     /// Parameters of a helper.
     pub(crate) words: Words,
     /// What a refusal quotes, and the headers put before it.
@@ -110,6 +131,8 @@ pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 pub(crate) static SOCKET_PODS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HAVE_SET_RETVAL: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+pub(crate) static MASQUERADE_ALL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HAVE_CSUM_IPV6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -143,6 +166,14 @@ pub(crate) trait Family: Address {
     fn remember_ports(key: &FragmentKey<Self>, ports: &Ports);
     /// The ports of a fragmented packet, if its first fragment was seen.
     fn recall_ports(key: &FragmentKey<Self>) -> Option<Ports>;
+    /// `AFFINITY4/6`, in place: the program writes its clock.
+    fn affinity(key: &AffinityKey<Self>) -> Option<*mut Affinity<Self>>;
+    /// Writes to `AFFINITY4/6`.
+    fn remember_affinity(key: &AffinityKey<Self>, value: &Affinity<Self>);
+    /// Is the client in one of the source ranges of the service?
+    fn is_source_allowed(key: &SourceRangeKey<Self>) -> bool;
+    /// Are node ports served on the address: is it one of this node's, with the flag?
+    fn has_node_ports(addr: &Self) -> bool;
     /// Is the address one of this node (`NODE_ADDRS4/6`)?
     fn is_node(addr: &Self) -> bool;
     /// The node's address for packets that leave by `link`; zero if it has none.
@@ -156,7 +187,7 @@ pub(crate) trait Family: Address {
 }
 
 macro_rules! family {
-    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
@@ -197,6 +228,30 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn affinity(key: &AffinityKey<Self>) -> Option<*mut Affinity<Self>> {
+                $affinity.get_ptr_mut(key)
+            }
+
+            #[inline(always)]
+            fn remember_affinity(key: &AffinityKey<Self>, value: &Affinity<Self>) {
+                // Without the record the client's next connection chooses freely, as it does after the timeout.
+                let _forgotten = $affinity.insert(key, value, 0);
+            }
+
+            #[inline(always)]
+            fn is_source_allowed(key: &SourceRangeKey<Self>) -> bool {
+                let map = core::ptr::addr_of!($src_ranges).cast_mut().cast();
+                // SAFETY: the map's key has the layout of `SourceRangeKey`; only the presence of a value matters.
+                unsafe { !bpf_map_lookup_elem(map, core::ptr::from_ref(key).cast()).is_null() }
+            }
+
+            #[inline(always)]
+            fn has_node_ports(addr: &Self) -> bool {
+                // SAFETY: one word of plain old data is read at once.
+                unsafe { $node_addrs.get(addr) }.is_some_and(|addr| addr.flags & NODE_ADDR_NODE_PORTS != 0)
+            }
+
+            #[inline(always)]
             fn is_node(addr: &Self) -> bool {
                 $node_addrs.get_ptr(addr).is_some()
             }
@@ -230,6 +285,8 @@ family!(
     BACKENDS4,
     REWRITES4,
     FRAGMENTS4,
+    AFFINITY4,
+    SRC_RANGES4,
     NODE_ADDRS4,
     SOCKETS4,
     SCRATCH4,
@@ -242,6 +299,8 @@ family!(
     BACKENDS6,
     REWRITES6,
     FRAGMENTS6,
+    AFFINITY6,
+    SRC_RANGES6,
     NODE_ADDRS6,
     SOCKETS6,
     SCRATCH6,

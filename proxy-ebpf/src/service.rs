@@ -1,26 +1,104 @@
-//! From a dialled address to a backend: the one function that tc programs and socket hooks share. One hash look-up and one
-//! array look-up per new connection.
+//! From a dialled address to a backend: what tc programs and socket hooks share. One hash look-up and one array look-up per new
+//! connection, a few more for services that ask for them.
 
 use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxy_common::addr::Port;
+use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
+use proxy_common::frontend::{
+    FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey, Origin, Range,
+};
 use proxy_common::pick;
 use proxy_common::reason::Reason;
+use proxy_common::source_range::SourceRangeKey;
 
 use crate::maps::Family;
+use crate::rewrite::now;
 
-/// The frontend a packet or socket dials, if it is one of ours.
+/// The frontend a packet or socket dials, if it is one of ours: the very address and port first (S38), then a node port if the
+/// address is one of the node's, and last the stand-in for ports that a service address does not define (S77).
 #[inline(always)]
 pub(crate) fn frontend<A: Family>(addr: A, port: Port, protocol: u8) -> Option<&'static Frontend> {
-    A::frontend(&FrontendKey::new(addr, port, protocol))
+    if let Some(frontend) = A::frontend(&FrontendKey::new(addr, port, protocol)) {
+        return Some(frontend);
+    }
+    if A::has_node_ports(&addr) {
+        return A::frontend(&FrontendKey::new(A::zeroed(), port, protocol));
+    }
+    A::frontend(&FrontendKey::new(addr, Port([0; 2]), 0))
 }
 
-/// A backend for a new connection to `frontend`, every one with the same probability (S60). The reason says what to do otherwise:
-/// [`Reason::NoEndpoints`] is to be refused (S122), the others are dropped.
+/// Room for the keys of [`resolve`]: a tc program's scratch room, or the stack of a socket hook, which may be interrupted by another
+/// program on its CPU.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Lookup<A> {
+    affinity_key: AffinityKey<A>,
+    affinity: Affinity<A>,
+    source_range: SourceRangeKey<A>,
+}
+
+/// The slot of a backend for a new connection to `frontend`. `source` is the client's address as it arrives (S102). The reason says what to do
+/// otherwise: [`Reason::is_refused`] or dropped.
 #[inline(always)]
-pub(crate) fn resolve<A: Family>(frontend: &Frontend) -> Result<&'static Backend<A>, Reason> {
-    let range = frontend.range();
+pub(crate) fn resolve<A: Family>(
+    frontend: &Frontend,
+    origin: Origin,
+    source: &A,
+    lookup: &mut Lookup<A>,
+) -> Result<u32, Reason> {
+    if frontend.flags & FRONTEND_UNDEFINED != 0 {
+        return Err(Reason::UndefinedPort);
+    }
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        lookup.source_range = SourceRangeKey::new(frontend.service, *source, A::BITS);
+        if !A::is_source_allowed(&lookup.source_range) {
+            return Err(Reason::SourceNotAllowed);
+        }
+    }
+    let range = frontend.range(origin);
+    let sticky = frontend.affinity_seconds;
+    if sticky == 0 {
+        return choose(frontend, range);
+    }
+    // The node is one client, whichever of its addresses a packet carries, and before a socket has any (S134).
+    lookup.affinity_key = if origin == Origin::Host {
+        AffinityKey {
+            service: frontend.service,
+            client: A::zeroed(),
+        }
+    } else {
+        AffinityKey {
+            service: frontend.service,
+            client: *source,
+        }
+    };
+    if let Some(record) = A::affinity(&lookup.affinity_key) {
+        // SAFETY: the slot stays allocated while the program runs; a mixed-up record names no endpoint of the range.
+        let record = unsafe { &mut *record };
+        // Only an endpoint of the set that is valid on this path (S135).
+        if record.is_fresh(sticky, now())
+            && let Some(slot) = find(range.first, range.count, &record.addr, record.port)
+        {
+            record.last_used = now();
+            return Ok(slot);
+        }
+    }
+    let slot = choose(frontend, range)?;
+    let backend = backend::<A>(slot)?;
+    lookup.affinity = Affinity {
+        addr: backend.addr,
+        port: backend.port,
+        pad: [0; 2],
+        last_used: now(),
+    };
+    A::remember_affinity(&lookup.affinity_key, &lookup.affinity);
+    Ok(slot)
+}
+
+/// Any endpoint of the range, every one with the same probability (S60).
+#[inline(always)]
+fn choose(frontend: &Frontend, range: Range) -> Result<u32, Reason> {
     if range.count == 0 {
         return Err(if frontend.flags & FRONTEND_HAS_ENDPOINTS != 0 {
             Reason::NoLocalEndpoints
@@ -28,18 +106,28 @@ pub(crate) fn resolve<A: Family>(frontend: &Frontend) -> Result<&'static Backend
             Reason::NoEndpoints
         });
     }
-    A::backend(range.first.wrapping_add(pick::uniform(range.count, random))).ok_or(Reason::BadRange)
+    Ok(range.first.wrapping_add(pick::uniform(range.count, random)))
+}
+
+/// The endpoint in a slot that [`resolve`] named.
+#[inline(always)]
+pub(crate) fn backend<A: Family>(slot: u32) -> Result<&'static Backend<A>, Reason> {
+    A::backend(slot).ok_or(Reason::BadRange)
 }
 
 /// Is (`addr`, `port`) still an endpoint that a running flow may use (S141, S145)?
 #[inline(always)]
-pub(crate) fn still_serves<A: Family>(range: Range, addr: A, port: Port) -> bool {
-    let order = |index: u32| {
+pub(crate) fn still_serves<A: Family>(range: Range, addr: &A, port: Port) -> bool {
+    find(range.first, range.count, addr, port).is_some()
+        || (range.keep != 0 && find(range.first.wrapping_add(range.count), range.keep, addr, port).is_some())
+}
+
+#[inline(always)]
+fn find<A: Family>(first: u32, count: u32, addr: &A, port: Port) -> Option<u32> {
+    pick::find(first, count, |index| {
         let slot = A::backend(index)?;
-        Some(slot.addr.compare(&addr).then_with(|| slot.port.get().cmp(&port.get())))
-    };
-    pick::contains(range.first, range.count, order)
-        || (range.keep != 0 && pick::contains(range.first.wrapping_add(range.count), range.keep, order))
+        Some(slot.addr.compare(addr).then_with(|| slot.port.get().cmp(&port.get())))
+    })
 }
 
 /// A uniform 32-bit number.

@@ -10,17 +10,19 @@
 //! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
 //! IPv4 hook for its sendmsg and the IPv6 hook for everything else.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
-use proxy_common::frontend::Frontend;
+use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, Frontend, Origin};
 use proxy_common::reason::Reason;
 use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
 
-use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, SOCKET_PODS};
-use crate::service;
+use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, MASQUERADE_ALL, SOCKET_PODS};
+use crate::service::{self, Lookup};
 
 /// The system call goes on, with the address as it now stands in the context.
 const PROCEED: i32 = 1;
@@ -198,6 +200,28 @@ fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
     unsafe { core::ptr::addr_of!((*ctx.sock_addr).protocol).read_volatile() == u32::from(protocol.number()) }
 }
 
+/// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range and
+/// no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111).
+#[inline(always)]
+fn is_exact(frontend: &Frontend, origin: Origin) -> bool {
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        return false;
+    }
+    origin == Origin::Host
+        || (SOCKET_PODS.load() != 0
+            && frontend.affinity_seconds == 0
+            && !frontend.masquerades(origin, true, MASQUERADE_ALL.load() != 0))
+}
+
+/// A backend for a socket.
+#[inline(always)]
+fn resolve<A: Family>(frontend: &Frontend, origin: Origin) -> Result<&'static Backend<A>, Reason> {
+    let mut lookup = MaybeUninit::<Lookup<A>>::uninit();
+    // SAFETY: plain old data; every key is written before it is used. The source is not: no frontend with source ranges gets here.
+    let slot = service::resolve(frontend, origin, &A::zeroed(), unsafe { &mut *lookup.as_mut_ptr() })?;
+    service::backend(slot)
+}
+
 /// `connect`: the destination becomes a backend, and the socket remembers what was dialled.
 #[inline(always)]
 pub(crate) fn connect<C: Context>(c: &C) -> i32 {
@@ -209,10 +233,11 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
     let Some(frontend) = service::frontend(addr, port, Protocol::Tcp.number()) else {
         return PROCEED;
     };
-    if !is_node(ctx) && (SOCKET_PODS.load() == 0 || frontend.affinity_seconds != 0) {
+    let origin = if is_node(ctx) { Origin::Host } else { Origin::Pod };
+    if !is_exact(frontend, origin) {
         return PROCEED;
     }
-    let backend: &Backend<C::Addr> = match service::resolve(frontend) {
+    let backend: &Backend<C::Addr> = match resolve(frontend, origin) {
         Ok(backend) => backend,
         Err(reason) => return unserved(reason),
     };
@@ -235,6 +260,9 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     let Some(frontend) = service::frontend(addr, port, Protocol::Udp.number()) else {
         return PROCEED;
     };
+    if !is_exact(frontend, Origin::Host) {
+        return PROCEED;
+    }
     let Some(flows) = storage::<C>(ctx) else { return PROCEED };
     // SAFETY: socket storage stays allocated while the program runs. Two threads may send through one socket at once; each slot is
     // written as a whole, and a mixed-up one is seen as "not this destination" or re-balanced with the next message.
@@ -250,7 +278,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     if slot < SOCKET_FLOWS {
         let known = &mut flows.flows[slot];
         if known.generation == frontend.generation
-            || service::still_serves(frontend.range(), known.backend, known.backend_port)
+            || service::still_serves(frontend.range(Origin::Host), &known.backend, known.backend_port)
         {
             known.generation = frontend.generation;
             c.set_addr(known.backend);
@@ -261,7 +289,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
         slot = (flows.next as usize) % SOCKET_FLOWS;
         flows.next = flows.next.wrapping_add(1);
     }
-    let backend: &Backend<C::Addr> = match service::resolve(frontend) {
+    let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host) {
         Ok(backend) => backend,
         Err(reason) => return unserved(reason),
     };
@@ -325,7 +353,7 @@ fn storage<C: Context>(ctx: &SockAddrContext) -> Option<*mut SocketFlows<C::Addr
 /// deal with what the socket sends.
 #[inline(always)]
 fn unserved(reason: Reason) -> i32 {
-    if reason == Reason::NoEndpoints && HAVE_SET_RETVAL.load() != 0 {
+    if reason.is_refused() && HAVE_SET_RETVAL.load() != 0 {
         maps::count(reason);
         // SAFETY: no memory is passed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };

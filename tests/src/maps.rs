@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{Frontend, FrontendKey};
+use proxy_common::frontend::{Frontend, FrontendKey, Origin};
 use proxy_common::names;
 
 use crate::programs::Plain;
@@ -26,7 +26,7 @@ fn read<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) -> R
     };
     let map = Map::Array(open(bpf_dir, names::for_family::<A>(names::BACKENDS))?);
     let slots: Array<MapData, Plain<Backend<A>>> = map.try_into()?;
-    let range = frontend.range();
+    let range = frontend.range(Origin::External);
     let mut found = Vec::new();
     for index in range.first..range.first + range.count {
         let backend = slots.get(&index, 0)?.0;

@@ -228,7 +228,7 @@ impl Programs {
     /// Makes an address one of the node's.
     pub fn set_node_addr<A: Address>(&mut self, addr: A) {
         self.hash::<A, NodeAddr>(names::for_family::<A>(names::NODE_ADDRS))
-            .insert(Plain(addr), Plain(NodeAddr { ifindex: 1 }), 0)
+            .insert(Plain(addr), Plain(NodeAddr { ifindex: 1, flags: 0 }), 0)
             .expect("node address");
     }
 

@@ -8,9 +8,7 @@ use std::net::IpAddr;
 
 use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
-use proxy_common::frontend::{
-    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_INTERNAL_LOCAL, Frontend, FrontendKey,
-};
+use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_LOCAL, Frontend, FrontendKey};
 use proxy_common::link::Link;
 use proxy_common::names::{TC_EGRESS, TC_INGRESS};
 use proxy_common::reason::Reason;
@@ -268,7 +266,7 @@ fn check_dropped<A: Address>(c: Cast<A>) {
         FrontendKey::new(c.vip, Port::new(80), 6),
         Frontend {
             service: 1,
-            flags: FRONTEND_CLUSTER_IP | FRONTEND_INTERNAL_LOCAL | FRONTEND_HAS_ENDPOINTS,
+            flags: FRONTEND_CLUSTER_IP | FRONTEND_LOCAL | FRONTEND_HAS_ENDPOINTS,
             ..Frontend::default()
         },
     );

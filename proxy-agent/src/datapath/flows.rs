@@ -67,7 +67,7 @@ pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
             let dialled = FrontendKey::new(key.dst, key.dst_port, key.protocol);
             let allowed = allowed
                 .entry(dialled)
-                .or_insert_with(|| allowed_at(tables, sync.frontend(&dialled)));
+                .or_insert_with(|| allowed_at(tables, frontend_of(sync, &dialled)));
             let stays = allowed.as_ref().is_some_and(|(service, backends)| {
                 *service == rewrite.service && backends.contains(&(rewrite.dst, rewrite.dst_port))
             });
@@ -80,6 +80,12 @@ pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
             return Ok(removed);
         }
     }
+}
+
+/// The frontend that was dialled: by its address, or as a node port on an address of the node (S38).
+fn frontend_of<'s, A: Address>(sync: &'s FamilySync<A>, dialled: &FrontendKey<A>) -> Option<&'s Frontend> {
+    let node_port = FrontendKey::new(A::zeroed(), dialled.port, dialled.protocol);
+    sync.frontend(dialled).or_else(|| sync.frontend(&node_port))
 }
 
 fn allowed_at<A: Address>(tables: &impl FamilyTables<A>, frontend: Option<&Frontend>) -> Allowed<A> {
@@ -188,6 +194,7 @@ mod tests {
             },
             local: Endpoints::default(),
             has_endpoints: true,
+            source_ranges: Vec::new(),
         };
         let plan = ServicePortPlan {
             v4,
@@ -258,6 +265,26 @@ mod tests {
         );
         assert_eq!(left(Protocol::Tcp, &[2], &[]), 4, "connections are never cut (S147)");
         assert_eq!(left(Protocol::Sctp, &[2], &[]), 4, "connections are never cut (S147)");
+    }
+
+    #[test]
+    fn flows_to_node_ports_follow_too() {
+        // S142: what was dialled is an address of the node, the frontend stands for all of them.
+        let on_node = |selectable: &[u8]| {
+            let mut changes = service(Protocol::Udp, selectable, &[]);
+            let plan = changes[0].1.as_mut().unwrap();
+            plan.v4.frontends[0].addr = Addr4([0; 4]);
+            changes
+        };
+        for (selectable, left) in [(&[1, 3], 4), (&[2, 3], 0)] {
+            let mut tables = MemoryTables::new(16);
+            let mut sync = Sync::adopt(&tables).unwrap();
+            sync.apply(&mut tables, on_node(&[1, 2]), Duration::ZERO);
+            add_flow(&mut tables, Protocol::Udp, 1);
+            let mut report = sync.apply(&mut tables, on_node(selectable), Duration::ZERO);
+            sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+            assert_eq!(tables.v4.rewrites.len(), left);
+        }
     }
 
     #[test]

@@ -71,6 +71,8 @@ impl Bed {
             socket_lb: SocketLb::Host,
             pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
             interfaces: InterfaceFilter::new(None, Some("right")).unwrap(),
+            node_port_addresses: NodePortAddresses::All,
+            masquerade_all: false,
             attach,
             log_level: BpfLogLevel::Off,
             capacities: Capacities {
@@ -536,4 +538,49 @@ fn a_pod_reaches_a_service_in_both_modes() {
             assert_ne!(rows[0].state, "unanswered");
         });
     }
+}
+
+#[test]
+fn source_ranges_and_node_port_addresses_are_in_the_kernel() {
+    in_namespace(|bed| {
+        let (name, mut plan) = service();
+        plan.v4.frontends[0].flags |= proxy_common::frontend::FRONTEND_SOURCE_RANGES;
+        plan.v4.source_ranges = vec![
+            (Addr4([0; 4]), 0),
+            (Addr4([10, 0, 0, 0]), 8),
+            (Addr4([10, 0, 0, 9]), 32),
+        ];
+        let lengths = |datapath: &Datapath| {
+            let rows = FamilyTables::<Addr4>::source_ranges(&datapath.tables).unwrap();
+            let mut lengths: Vec<u32> = rows.iter().map(|key| key.prefix_len - 32).collect();
+            lengths.sort_unstable();
+            lengths
+        };
+        let mut datapath = Datapath::open(bed.options(AttachMode::Classic)).unwrap();
+        datapath.apply(vec![(name.clone(), Some(plan.clone()))]);
+        assert_eq!(lengths(&datapath), [0, 8, 32]);
+        drop(datapath);
+
+        let mut options = bed.options(AttachMode::Classic);
+        options.node_port_addresses = NodePortAddresses::Primary;
+        let mut datapath = Datapath::open(options).unwrap();
+        plan.v4.source_ranges.remove(1);
+        datapath.apply(vec![(name.clone(), Some(plan))]);
+        assert_eq!(lengths(&datapath), [0, 8, 32], "S160");
+        assert!(datapath.complete().failed.is_empty());
+        assert_eq!(lengths(&datapath), [0, 32], "S101");
+        datapath.apply(vec![(name, None)]);
+        assert_eq!(lengths(&datapath), [] as [u32; 0]);
+
+        let serves = |datapath: &Datapath| {
+            let rows = FamilyTables::<Addr4>::node_addrs(&datapath.tables).unwrap();
+            rows.iter().map(|(_, value)| value.flags).collect::<Vec<_>>()
+        };
+        datapath.set_network(&network());
+        assert_eq!(serves(&datapath), [1], "S84: no address in the Node object");
+        datapath.set_node_ips(&["192.0.2.77".parse().unwrap()]);
+        assert_eq!(serves(&datapath), [0], "S84");
+        datapath.set_node_ips(&["192.0.2.1".parse().unwrap()]);
+        assert_eq!(serves(&datapath), [1], "S84");
+    });
 }

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::addr::{Addr4, Addr6, Address};
-use proxy_common::link::{LINK_NO_ETHERNET, Link, NodeAddr};
+use proxy_common::link::{LINK_NO_ETHERNET, Link, NODE_ADDR_NODE_PORTS, NodeAddr};
 use proxy_common::names;
 
 use super::classic::{Classic, Filter};
 use super::error::{DatapathError, TableError};
 use super::loader::Programs;
-use super::options::{AttachMode, InterfaceFilter};
+use super::options::{AttachMode, InterfaceFilter, NodePortAddresses};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
 use super::tables::{FamilyTables, Tables};
@@ -32,6 +32,7 @@ const DIRECTIONS: [(bool, &str); 2] = [(true, "egress"), (false, "ingress")];
 /// Attachments, and what the maps say about interfaces.
 pub(super) struct Links {
     filter: InterfaceFilter,
+    node_ports: NodePorts,
     tcx: bool,
     dir: PathBuf,
     classic: Classic,
@@ -47,6 +48,13 @@ pub(super) struct Links {
     pending: bool,
 }
 
+/// Which local addresses serve node ports.
+struct NodePorts {
+    addresses: NodePortAddresses,
+    /// The node's own addresses as its Node object has them.
+    node_ips: Vec<IpAddr>,
+}
+
 /// The hooks of one interface.
 struct Attached {
     name: String,
@@ -59,6 +67,7 @@ impl Links {
     /// Chooses the mode and takes over what the maps hold.
     pub(super) fn open(
         filter: InterfaceFilter,
+        node_ports: NodePortAddresses,
         mode: AttachMode,
         dir: &Path,
         tables: &impl Tables,
@@ -78,6 +87,10 @@ impl Links {
             |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
         Ok(Self {
             filter,
+            node_ports: NodePorts {
+                addresses: node_ports,
+                node_ips: Vec::new(),
+            },
             tcx,
             dir: dir.to_owned(),
             classic: Classic::open().map_err(DatapathError::call("opening", "an rtnetlink socket"))?,
@@ -116,8 +129,8 @@ impl Links {
     ) {
         let failures = report.failed.len();
         self.write_links(network, tables, report);
-        write_node_addrs(&mut self.node_addrs4, network, tables, report);
-        write_node_addrs(&mut self.node_addrs6, network, tables, report);
+        write_node_addrs(&mut self.node_addrs4, network, &self.node_ports, tables, report);
+        write_node_addrs(&mut self.node_addrs6, network, &self.node_ports, tables, report);
         for (ifindex, info) in &network.links {
             let result = if self.accepts(info) {
                 self.attach(*ifindex, info, programs)
@@ -137,6 +150,19 @@ impl Links {
         }
         self.pending = report.failed.len() > failures;
         self.network = Some(network.clone());
+    }
+
+    /// The addresses in the Node object are these now.
+    pub(super) fn set_node_ips(&mut self, ips: &[IpAddr], tables: &mut impl Tables, report: &mut SyncReport) {
+        if self.node_ports.node_ips == ips {
+            return;
+        }
+        self.node_ports.node_ips = ips.to_vec();
+        let Some(network) = &self.network else { return };
+        let failures = report.failed.len();
+        write_node_addrs(&mut self.node_addrs4, network, &self.node_ports, tables, report);
+        write_node_addrs(&mut self.node_addrs6, network, &self.node_ports, tables, report);
+        self.pending |= report.failed.len() > failures;
     }
 
     /// Attaches again what somebody took away (S164), and tries again what failed.
@@ -330,6 +356,7 @@ fn source_address<A: Address>(ip: Option<IpAddr>) -> A {
 fn write_node_addrs<A: Address>(
     held: &mut HashMap<A, NodeAddr>,
     network: &Network,
+    node_ports: &NodePorts,
     tables: &mut impl FamilyTables<A>,
     report: &mut SyncReport,
 ) {
@@ -337,7 +364,11 @@ fn write_node_addrs<A: Address>(
     for (ifindex, info) in &network.links {
         for address in info.addresses.iter().filter(|address| !address.ip.is_loopback()) {
             if let Some(addr) = A::from_ip(address.ip) {
-                wanted.entry(addr).or_insert(NodeAddr { ifindex: *ifindex });
+                let serves = node_ports.addresses.accepts(address.ip, &node_ports.node_ips);
+                wanted.entry(addr).or_insert(NodeAddr {
+                    ifindex: *ifindex,
+                    flags: if serves { NODE_ADDR_NODE_PORTS } else { 0 },
+                });
             }
         }
     }

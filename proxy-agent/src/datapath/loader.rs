@@ -76,6 +76,8 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
         names::NODE_ADDRS,
         names::SOCKETS,
         names::FRAGMENTS,
+        names::AFFINITY,
+        names::SRC_RANGES,
     ]
     .into_iter()
     .flatten()
@@ -126,6 +128,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         pod_cidr6: Plain(prefix(&options.pod_cidrs)),
         host_netns: sys::netns_cookie()
             .map_err(DatapathError::call("SO_NETNS_COOKIE", "the agent's network namespace"))?,
+        masquerade_all: u32::from(options.masquerade_all),
         socket_pods: u32::from(options.socket_lb == SocketLb::All),
         have_set_retval: u32::from(kernel >= KernelVersion::new(5, 18, 0)),
         have_csum_ipv6: u32::from(kernel >= KernelVersion::new(6, 16, 0)),
@@ -261,6 +264,7 @@ struct Constants {
     pod_cidr4: Plain<Prefix<Addr4>>,
     pod_cidr6: Plain<Prefix<Addr6>>,
     host_netns: u64,
+    masquerade_all: u32,
     socket_pods: u32,
     have_set_retval: u32,
     have_csum_ipv6: u32,
@@ -296,6 +300,7 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
         .override_global(config::POD_CIDR4, &constants.pod_cidr4, false)
         .override_global(config::POD_CIDR6, &constants.pod_cidr6, false)
         .override_global(config::HOST_NETNS, &constants.host_netns, false)
+        .override_global(config::MASQUERADE_ALL, &constants.masquerade_all, false)
         .override_global(config::SOCKET_PODS, &constants.socket_pods, false)
         .override_global(config::HAVE_SET_RETVAL, &constants.have_set_retval, false)
         .override_global(config::HAVE_CSUM_IPV6, &constants.have_csum_ipv6, false)

@@ -1,18 +1,20 @@
 //! Tables in memory, for tests: they fail on demand at any write, and they refuse to overwrite a slot that a frontend points to.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::io;
 use std::rc::Rc;
 
 use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::affinity::AffinityKey;
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{Frontend, FrontendKey, Range};
+use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, Range};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
 use super::sync::name_of;
@@ -53,7 +55,9 @@ pub(super) struct MemoryFamily<A> {
     pub(super) frontends: BTreeMap<FrontendKey<A>, Frontend>,
     pub(super) backends: Vec<Backend<A>>,
     pub(super) rewrites: BTreeMap<RewriteKey<A>, Rewrite<A>>,
-    node_addrs: BTreeMap<A, NodeAddr>,
+    pub(super) source_ranges: BTreeSet<(u32, A, u32)>,
+    pub(super) affinity: BTreeSet<AffinityKey<A>>,
+    pub(super) node_addrs: BTreeMap<A, NodeAddr>,
     writes: Writes,
 }
 
@@ -63,6 +67,8 @@ impl<A: Address> MemoryFamily<A> {
             frontends: BTreeMap::new(),
             backends: vec![bytemuck::Zeroable::zeroed(); slots],
             rewrites: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
+            affinity: BTreeSet::new(),
             node_addrs: BTreeMap::new(),
             writes,
         }
@@ -111,6 +117,11 @@ impl MemoryTables {
             let shown: Vec<String> = backends.iter().map(|b| format!("{}:{}", b.addr, b.port)).collect();
             shown.join(",")
         };
+        for (service, addr, prefix_len) in &family.source_ranges {
+            let service = self.services.get(service).and_then(name_of);
+            let service = service.map_or_else(|| "?".to_owned(), |name| name.to_string());
+            let _infallible = writeln!(text, "{service} may be dialled from {addr}/{}", prefix_len - 32);
+        }
         for (key, frontend) in &family.frontends {
             let service = self.services.get(&frontend.service).and_then(name_of);
             let service = service.map_or_else(|| "?".to_owned(), |name| name.to_string());
@@ -159,6 +170,15 @@ where
         assert!(
             self.services.contains_key(&value.service),
             "a frontend before its service's name"
+        );
+        assert!(
+            value.flags & FRONTEND_SOURCE_RANGES == 0
+                || self
+                    .family()
+                    .source_ranges
+                    .iter()
+                    .any(|(service, ..)| *service == value.service),
+            "a frontend before its source ranges"
         );
         self.family_mut().frontends.insert(*key, *value);
         Ok(())
@@ -211,6 +231,41 @@ where
 
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
         Ok(self.family_mut().rewrites.remove(key).is_some())
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {
+        let rows = self.family().source_ranges.iter();
+        Ok(rows
+            .map(|(service, addr, prefix_len)| SourceRangeKey {
+                prefix_len: *prefix_len,
+                service: service.to_ne_bytes(),
+                addr: *addr,
+            })
+            .collect())
+    }
+
+    fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        self.writes.next("SRC_RANGES")?;
+        let row = (u32::from_ne_bytes(key.service), key.addr, key.prefix_len);
+        self.family_mut().source_ranges.insert(row);
+        Ok(())
+    }
+
+    fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        self.writes.next("SRC_RANGES")?;
+        let row = (u32::from_ne_bytes(key.service), key.addr, key.prefix_len);
+        self.family_mut().source_ranges.remove(&row);
+        Ok(())
+    }
+
+    fn scan_affinity(&self, _cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError> {
+        keys.extend(self.family().affinity.iter().copied());
+        Ok(true)
+    }
+
+    fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError> {
+        self.family_mut().affinity.remove(key);
+        Ok(())
     }
 
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError> {

@@ -5,6 +5,7 @@
 //! what is written in which order, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
 //! quiet, `cleanup` removes everything.
 
+mod affinity;
 mod cgroup;
 mod classic;
 mod cleanup;
@@ -24,6 +25,7 @@ mod sync;
 pub(crate) mod sys;
 pub(crate) mod tables;
 
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -48,7 +50,7 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, SocketLb};
+pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 
@@ -80,6 +82,8 @@ pub struct Datapath {
     collectors: [Collector; 2],
     /// Flows to look at again, and when.
     sweep: Option<(Duration, Services)>,
+    /// When to look at the affinity records again.
+    forget: Option<Duration>,
     /// When failed writes are tried again, and how long to wait after that.
     retry: (Duration, Duration),
     started: Instant,
@@ -128,7 +132,13 @@ impl Datapath {
         };
         let tables = BpfTables::open(&loaded.pins.maps, true).map_err(table)?;
         let sync = Sync::adopt(&tables).map_err(table)?;
-        let links = Links::open(options.interfaces, options.attach, &loaded.pins.links, &tables)?;
+        let links = Links::open(
+            options.interfaces,
+            options.node_port_addresses,
+            options.attach,
+            &loaded.pins.links,
+            &tables,
+        )?;
         let sockets = if options.socket_lb == SocketLb::Off {
             let removed = cgroup::detach(&loaded.pins.links)?;
             tracing::info!(removed, "socket programs are off");
@@ -154,6 +164,7 @@ impl Datapath {
             links,
             collectors: Default::default(),
             sweep: None,
+            forget: None,
             retry: (Duration::ZERO, SOON),
             started,
             repaired: started,
@@ -177,7 +188,10 @@ impl Datapath {
         let mut report = self.sync.complete(&mut self.tables, now);
         // Endpoints may have left while no agent ran, or just before the last one ended.
         report.take_moved_udp();
+        report.take_affinity_ended();
         self.sweep_flows(Services::All, &mut report, now);
+        self.forget_clients(&mut report);
+        self.forget = Some(now + GRACE);
         report
     }
 
@@ -186,6 +200,13 @@ impl Datapath {
         let mut report = SyncReport::default();
         self.links
             .set_network(network, &self.loaded.programs, &mut self.tables, &mut report);
+        report
+    }
+
+    /// The node's own addresses as its Node object has them (S84): decides which local addresses serve node ports.
+    pub fn set_node_ips(&mut self, ips: &[IpAddr]) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.links.set_node_ips(ips, &mut self.tables, &mut report);
         report
     }
 
@@ -208,6 +229,10 @@ impl Datapath {
             } else {
                 self.sweep = Some((due, services));
             }
+        }
+        if self.forget.is_some_and(|due| due <= now) {
+            self.forget = None;
+            self.forget_clients(&mut report);
         }
         if self.sync.has_idle() {
             sys::synchronize();
@@ -235,6 +260,7 @@ impl Datapath {
         let is_busy = self.sync.is_pending()
             || self.sync.has_idle()
             || self.sweep.is_some()
+            || self.forget.is_some()
             || self.collectors.iter().any(Collector::is_busy);
         if is_busy { SOON } else { LATER }
     }
@@ -290,11 +316,23 @@ impl Datapath {
             .collect()
     }
 
-    /// Frontends of UDP services changed: their flows are looked at now and once more later.
+    /// Frontends changed: UDP flows and affinity records are looked at now and once more later.
     fn move_flows(&mut self, report: &mut SyncReport, now: Duration) {
+        if report.take_affinity_ended() {
+            self.forget_clients(report);
+            self.forget = Some(now + GRACE);
+        }
         let moved = report.take_moved_udp();
         if !moved.is_empty() {
             self.sweep_flows(Services::Ids(moved), report, now);
+        }
+    }
+
+    fn forget_clients(&mut self, report: &mut SyncReport) {
+        let forgotten4 = affinity::sweep::<Addr4>(&mut self.tables, &self.sync.v4);
+        let forgotten6 = affinity::sweep::<Addr6>(&mut self.tables, &self.sync.v6);
+        for error in [forgotten4, forgotten6].into_iter().filter_map(Result::err) {
+            report.fail("affinity records", error);
         }
     }
 

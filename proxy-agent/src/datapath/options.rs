@@ -1,5 +1,6 @@
 //! What the datapath is told at start. Made by `run` from validated arguments; nothing here reads arguments or the environment.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use proxy_common::names;
@@ -18,12 +19,49 @@ pub struct Options {
     pub pod_cidrs: Vec<ipnet::IpNet>,
     /// Which interfaces carry the packet programs.
     pub interfaces: InterfaceFilter,
+    /// Which local addresses serve node ports.
+    pub node_port_addresses: NodePortAddresses,
+    /// Every connection to a cluster IP is masqueraded (S111).
+    pub masquerade_all: bool,
     /// How the packet programs are attached.
     pub attach: AttachMode,
     /// What the programs say; [`BpfLogLevel::Off`] prunes every statement at load.
     pub log_level: BpfLogLevel,
     /// Sizes of the maps when they are made.
     pub capacities: Capacities,
+}
+
+/// Which of the node's addresses serve node ports (S81).
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum NodePortAddresses {
+    /// All of them, whenever they appear (S85).
+    #[default]
+    All,
+    /// The Node object's address of each family; all of them in a family in which it has none (S84).
+    Primary,
+    /// Those in a prefix; all of them in a family of which there is no prefix (S82).
+    Prefixes(Vec<ipnet::IpNet>),
+}
+
+impl NodePortAddresses {
+    /// Does a local address serve node ports, on a node with these addresses in its Node object?
+    pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
+        let is_family = |other: &IpAddr| other.is_ipv4() == ip.is_ipv4();
+        match self {
+            Self::All => true,
+            Self::Primary => {
+                let mut primary = node_ips
+                    .iter()
+                    .filter(|node| is_family(node) && !node.is_loopback())
+                    .peekable();
+                primary.peek().is_none() || primary.any(|node| *node == ip)
+            }
+            Self::Prefixes(prefixes) => {
+                let mut prefixes = prefixes.iter().filter(|prefix| is_family(&prefix.addr())).peekable();
+                prefixes.peek().is_none() || prefixes.any(|prefix| prefix.contains(&ip))
+            }
+        }
+    }
 }
 
 /// Whose sockets are translated at connect and send time.
@@ -129,6 +167,32 @@ impl InterfaceFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn node_ports_are_served_on_chosen_addresses() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let node = [ip("192.0.2.1"), ip("fd00::1")];
+        let prefixes = NodePortAddresses::Prefixes(vec!["192.0.2.0/25".parse().unwrap()]);
+        for (choice, text, expected) in [
+            (&NodePortAddresses::All, "198.51.100.1", true),
+            (&NodePortAddresses::Primary, "192.0.2.1", true),
+            (&NodePortAddresses::Primary, "192.0.2.2", false),
+            (&NodePortAddresses::Primary, "fd00::2", false),
+            (&prefixes, "192.0.2.127", true),
+            (&prefixes, "192.0.2.128", false),
+            (&prefixes, "fd00::2", true),
+        ] {
+            assert_eq!(
+                choice.accepts(ip(text), &node),
+                expected,
+                "S81, S82, S84: {choice:?} {text}"
+            );
+        }
+        assert!(
+            NodePortAddresses::Primary.accepts(ip("192.0.2.9"), &[ip("127.0.0.1"), node[1]]),
+            "S84"
+        );
+    }
 
     #[test]
     fn names_match_as_a_whole() {

@@ -119,6 +119,23 @@ pub(crate) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
     }
 }
 
+/// The key after `key`, or the first one; `None` at the end.
+pub(crate) fn next_key<K: Pod>(map: BorrowedFd<'_>, key: Option<&K>) -> io::Result<Option<K>> {
+    let mut next = K::zeroed();
+    let mut attr = Element {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: key.map_or(0, address),
+        value: std::ptr::from_mut(&mut next).addr() as u64,
+        flags: 0,
+    };
+    match bpf(bpf_cmd::BPF_MAP_GET_NEXT_KEY, &mut attr) {
+        Ok(_) => Ok(Some(next)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Batch {

@@ -9,12 +9,14 @@ use std::path::Path;
 use aya::maps::{MapData, MapInfo};
 use bytemuck::Pod;
 use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
 use super::sys::{self, Cursor, MappedArray};
@@ -42,6 +44,16 @@ pub(crate) trait FamilyTables<A: Address> {
     fn rewrite(&self, key: &RewriteKey<A>) -> Result<Option<Rewrite<A>>, TableError>;
     /// Removes an entry of the rewrite table; false if it was gone.
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError>;
+    /// Every source range.
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError>;
+    /// Writes a source range.
+    fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError>;
+    /// Removes a source range; what is gone already is success.
+    fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError>;
+    /// Appends the keys of the next affinity records; true at the end.
+    fn scan_affinity(&self, cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError>;
+    /// Removes an affinity record; what is gone already is success.
+    fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError>;
     /// Every local address.
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError>;
     /// Writes a local address.
@@ -142,6 +154,15 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         sys::lookup_batch(self.fd(), cursor, CHUNK.min(self.capacity), entries).map_err(|error| self.fail(error))
     }
 
+    /// Every key, one system call each: for maps without batches.
+    fn keys(&self) -> Result<Vec<K>, TableError> {
+        let mut keys: Vec<K> = Vec::new();
+        while let Some(key) = sys::next_key(self.fd(), keys.last()).map_err(|error| self.fail(error))? {
+            keys.push(key);
+        }
+        Ok(keys)
+    }
+
     pub(crate) fn all(&self) -> Result<Vec<(K, V)>, TableError> {
         let mut entries = Vec::new();
         let mut cursor = Cursor::default();
@@ -156,6 +177,8 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) backends: MappedArray<Backend<A>>,
     pub(crate) rewrites: Hash<RewriteKey<A>, Rewrite<A>>,
     pub(crate) node_addrs: Hash<A, NodeAddr>,
+    pub(crate) source_ranges: Hash<SourceRangeKey<A>, u32>,
+    pub(crate) affinity: Hash<AffinityKey<A>, Affinity<A>>,
 }
 
 impl<A: Address> BpfFamily<A> {
@@ -169,6 +192,12 @@ impl<A: Address> BpfFamily<A> {
             backends,
             rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
             node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,
+            source_ranges: Hash::open(
+                dir,
+                names::for_family::<A>(names::SRC_RANGES),
+                "nothing, but use fewer loadBalancerSourceRanges",
+            )?,
+            affinity: Hash::open(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
         })
     }
 }
@@ -283,6 +312,29 @@ where
 
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
         self.family_mut().rewrites.remove(key)
+    }
+
+    fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {
+        self.family().source_ranges.keys()
+    }
+
+    fn set_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        self.family_mut().source_ranges.set(key, &1)
+    }
+
+    fn remove_source_range(&mut self, key: &SourceRangeKey<A>) -> Result<(), TableError> {
+        self.family_mut().source_ranges.remove(key).map(drop)
+    }
+
+    fn scan_affinity(&self, cursor: &mut Cursor, keys: &mut Vec<AffinityKey<A>>) -> Result<bool, TableError> {
+        let mut entries = Vec::new();
+        let at_end = self.family().affinity.scan(cursor, &mut entries)?;
+        keys.extend(entries.into_iter().map(|(key, _)| key));
+        Ok(at_end)
+    }
+
+    fn remove_affinity(&mut self, key: &AffinityKey<A>) -> Result<(), TableError> {
+        self.family_mut().affinity.remove(key).map(drop)
     }
 
     fn node_addrs(&self) -> Result<Vec<(A, NodeAddr)>, TableError> {

@@ -111,6 +111,7 @@ impl Columns for ServiceRow {
         "ENDPOINTS",
         "KEPT",
         "ID",
+        "TYPE",
         "POLICY",
         "AFFINITY",
         "GENERATION",
@@ -119,7 +120,9 @@ impl Columns for ServiceRow {
 
     fn cells(&self) -> Vec<String> {
         let list = |show: &dyn Fn(&super::FrontendRow) -> String| {
-            let mut shown: Vec<String> = self.frontends.iter().map(show).collect();
+            // What stands for undefined ports is nothing to dial; it is in the other formats.
+            let dialled = self.frontends.iter().filter(|frontend| frontend.kind != "Undefined");
+            let mut shown: Vec<String> = dialled.map(show).collect();
             shown.dedup();
             or_none(&shown.join(","))
         };
@@ -132,7 +135,8 @@ impl Columns for ServiceRow {
             list(&|frontend| frontend.endpoints.to_string()),
             list(&|frontend| frontend.kept.to_string()),
             self.id.to_string(),
-            list(&|frontend| if frontend.internal_local { "Local" } else { "Cluster" }.to_owned()),
+            list(&|frontend| frontend.kind.clone()),
+            list(&|frontend| if frontend.local { "Local" } else { "Cluster" }.to_owned()),
             list(&|frontend| format!("{}s", frontend.affinity_seconds)),
             list(&|frontend| frontend.generation.to_string()),
         ]

@@ -6,7 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::{BACKEND_LOCAL, BACKEND_TERMINATING};
 use proxy_common::clock;
-use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_INTERNAL_LOCAL};
+use proxy_common::frontend::{
+    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_LOCAL, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED,
+    FrontendKey, Origin,
+};
 use proxy_common::rewrite::{
     HOOK_EGRESS, HOOK_INGRESS, KIND_REQUEST, REWRITE_MASQUERADED, Rewrite, RewriteKey, STATE_FIN, STATE_RST, STATE_SEEN,
 };
@@ -42,10 +45,13 @@ pub struct FrontendRow {
     pub address: IpAddr,
     /// Port.
     pub port: u16,
-    /// It is the Service's cluster IP.
-    pub cluster_ip: bool,
-    /// Only local endpoints are used (S57).
-    pub internal_local: bool,
+    /// `ClusterIP`, `NodePort` (on every address of the node that serves them), `External` (a load-balancer address or an
+    /// externalIP), or `Undefined` (refuses every other port of the address, S77).
+    pub kind: String,
+    /// The traffic policy for this kind of address is Local (S57, S87).
+    pub local: bool,
+    /// Only clients in the Service's source ranges may connect (S101).
+    pub source_ranges: bool,
     /// Some endpoint is usable somewhere (S55).
     pub has_endpoints: bool,
     /// Endpoints that new connections may go to.
@@ -194,16 +200,29 @@ where
         row.frontends.push(FrontendRow {
             address: key.addr.into(),
             port: key.port.get(),
-            cluster_ip: has(FRONTEND_CLUSTER_IP),
-            internal_local: has(FRONTEND_INTERNAL_LOCAL),
+            kind: kind(&key, frontend.flags).to_owned(),
+            local: has(FRONTEND_LOCAL),
+            source_ranges: has(FRONTEND_SOURCE_RANGES),
             has_endpoints: has(FRONTEND_HAS_ENDPOINTS),
-            endpoints: frontend.range().count,
-            kept: frontend.range().keep,
+            endpoints: frontend.range(Origin::External).count,
+            kept: frontend.range(Origin::External).keep,
             affinity_seconds: frontend.affinity_seconds,
             generation: frontend.generation,
         });
     }
     Ok(())
+}
+
+fn kind<A: Address>(key: &FrontendKey<A>, flags: u32) -> &'static str {
+    if flags & FRONTEND_UNDEFINED != 0 {
+        "Undefined"
+    } else if flags & FRONTEND_CLUSTER_IP != 0 {
+        "ClusterIP"
+    } else if key.addr == A::zeroed() {
+        "NodePort"
+    } else {
+        "External"
+    }
 }
 
 pub(super) fn backends(tables: &BpfTables) -> Result<Vec<BackendRow>, TableError> {

@@ -33,10 +33,20 @@ pub(crate) fn service(name: &str, ips: &[&str], ports: &[&str]) -> Service {
             .iter()
             .map(|text| {
                 let (name, protocol, port) = port(text);
-                ServicePort { name, protocol, port }
+                ServicePort {
+                    name,
+                    protocol,
+                    port,
+                    node_port: None,
+                }
             })
             .collect(),
+        load_balancer_ips: Vec::new(),
+        external_ips: Vec::new(),
+        source_ranges: Vec::new(),
         internal_local: false,
+        external_local: false,
+        health_check_port: None,
         affinity_seconds: 0,
         created: 0,
     }

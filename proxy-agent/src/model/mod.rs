@@ -10,9 +10,11 @@ pub(crate) mod fixtures;
 pub mod slice;
 pub mod state;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 
 pub use slice::{Endpoint, EndpointSlice, Family, SliceEndpoints, SlicePort};
@@ -52,10 +54,20 @@ pub struct Service {
     pub cluster_ip4: Option<Addr4>,
     /// The same for IPv6.
     pub cluster_ip6: Option<Addr6>,
+    /// Load-balancer addresses that the node serves itself, of both families (S94).
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `externalIPs`, of both families (S98).
+    pub external_ips: Vec<IpAddr>,
+    /// `loadBalancerSourceRanges`, of both families (S101).
+    pub source_ranges: Vec<IpNet>,
     /// Ports, in the order of the object.
     pub ports: Vec<ServicePort>,
     /// `internalTrafficPolicy: Local` (S57).
     pub internal_local: bool,
+    /// `externalTrafficPolicy: Local`, where it is honoured (S51).
+    pub external_local: bool,
+    /// `healthCheckNodePort`, where it is to be served (S156).
+    pub health_check_port: Option<Port>,
     /// Session affinity timeout in seconds, 0 for none (S132).
     pub affinity_seconds: u32,
     /// Creation time in seconds since 1970, for the precedence of S37.
@@ -71,6 +83,8 @@ pub struct ServicePort {
     pub protocol: Protocol,
     /// The port that clients dial.
     pub port: Port,
+    /// The port that they dial on the node's own addresses (S9).
+    pub node_port: Option<Port>,
 }
 
 impl Service {
@@ -89,6 +103,8 @@ impl Service {
 pub struct Node {
     /// Label `topology.kubernetes.io/zone` (S70).
     pub zone: Option<Box<str>>,
+    /// Its address of each family, the primary one first (S184).
+    pub ips: Vec<IpAddr>,
     /// The node is about to go away (S175): load balancers should look elsewhere.
     pub leaving: bool,
 }

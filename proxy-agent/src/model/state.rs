@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use proxy_common::addr::Protocol;
 
 use super::{Change, EndpointSlice, Node, ObjectName, Service};
-use crate::plan::{NodeContext, ServicePortName, ServicePortPlan, plan_service};
+use crate::plan::{HealthCheck, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
 
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
@@ -24,6 +24,7 @@ pub struct ClusterState {
     context: NodeContext,
     listed: Listed,
     dirty: BTreeSet<ObjectName>,
+    health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
     pending: PendingChanges,
 }
 
@@ -44,6 +45,8 @@ struct ServiceEntry {
     slices: BTreeMap<Arc<str>, EndpointSlice>,
     /// Ports whose plan was handed out: those that must be withdrawn when they are not planned any more.
     planned: Vec<(Box<str>, Protocol)>,
+    /// What was handed out last.
+    health_check: Option<HealthCheck>,
 }
 
 #[derive(Debug, Default)]
@@ -102,12 +105,26 @@ impl ClusterState {
                 continue;
             };
             let name = occupied.key().clone();
-            occupied.get_mut().replan(&name, &self.context, &mut changes);
+            let entry = occupied.get_mut();
+            entry.replan(&name, &self.context, &mut changes);
+            let check = entry
+                .service
+                .as_ref()
+                .and_then(|service| health_check(service, entry.slices.values()));
+            if check != entry.health_check {
+                entry.health_check = check;
+                self.health_checks.push((name, check));
+            }
             if occupied.get().is_unused() {
                 occupied.remove();
             }
         }
         changes
+    }
+
+    /// Health checks that changed with the plans taken so far; `None` for one that is gone.
+    pub fn take_health_checks(&mut self) -> Vec<(ObjectName, Option<HealthCheck>)> {
+        std::mem::take(&mut self.health_checks)
     }
 
     fn set_service(&mut self, name: ObjectName, service: Option<Service>) {
@@ -163,9 +180,9 @@ impl ClusterState {
     }
 
     fn set_node(&mut self, node: Option<Node>) {
-        let zone = node.as_ref().and_then(|node| node.zone.clone());
-        if zone != self.context.zone {
-            self.context.zone = zone;
+        let context = node.as_ref().map(NodeContext::from).unwrap_or_default();
+        if context != self.context {
+            self.context = context;
             self.dirty.extend(self.services.keys().cloned());
         }
         self.node = node;

@@ -132,6 +132,7 @@ fn a_new_zone_replans_all_and_other_news_of_the_node_nothing() {
         Change::Node(Some(Node {
             zone: Some(zone.into()),
             leaving,
+            ..Node::default()
         }))
     };
     let mut state = listed();

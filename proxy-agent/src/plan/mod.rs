@@ -5,22 +5,36 @@
 
 pub mod categorize;
 pub mod frontends;
+pub mod health_check;
 pub mod topology;
 pub mod trace;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::backend::Backend;
 
+pub use self::health_check::{HealthCheck, health_check};
 use crate::model::state::service_port_name;
-use crate::model::{EndpointSlice, Family, Service, ServicePort};
+use crate::model::{EndpointSlice, Family, Node, Service, ServicePort};
 
 /// What planning needs to know of this node, beside what the endpoints already say.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeContext {
     /// Its zone (S70).
     pub zone: Option<Box<str>>,
+    /// Its addresses (S106).
+    pub ips: Vec<IpAddr>,
+}
+
+impl From<&Node> for NodeContext {
+    fn from(node: &Node) -> Self {
+        Self {
+            zone: node.zone.clone(),
+            ips: node.ips.clone(),
+        }
+    }
 }
 
 /// Plans every port of a service from the slices attached to it, in whatever order they come. A port without any address to dial
@@ -52,7 +66,8 @@ fn plan_family<'a, A: Family>(
     slices: impl Iterator<Item = &'a EndpointSlice>,
     node: &NodeContext,
 ) -> FamilyPlan<A> {
-    let frontends = frontends::frontends(service, port);
+    let source_ranges = frontends::source_ranges(service, node);
+    let frontends = frontends::frontends(service, port, !source_ranges.is_empty());
     if frontends.is_empty() {
         return FamilyPlan::default();
     }
@@ -63,6 +78,7 @@ fn plan_family<'a, A: Family>(
         cluster: sets.cluster,
         local: sets.local,
         has_endpoints: sets.has_endpoints,
+        source_ranges,
     }
 }
 
@@ -109,14 +125,16 @@ pub struct FamilyPlan<A> {
     pub local: Endpoints<A>,
     /// Some endpoint is usable anywhere in the cluster (S55).
     pub has_endpoints: bool,
+    /// Who may dial the frontends with `FRONTEND_SOURCE_RANGES`: network address and prefix length, sorted, each once (S101).
+    pub source_ranges: Vec<(A, u8)>,
 }
 
-/// One address and port a client may dial.
+/// One address and port a client may dial. With `FRONTEND_UNDEFINED`: every other port of the address, of whatever protocol (S77).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrontendPlan<A> {
-    /// Address.
+    /// Address; unspecified for a node port, which stands for every address of the node that serves them (S26).
     pub addr: A,
-    /// Port.
+    /// Port; 0 with `FRONTEND_UNDEFINED`.
     pub port: Port,
     /// `FRONTEND_*` bits of `proxy_common::frontend`, without `FRONTEND_HAS_ENDPOINTS`, which the sync derives.
     pub flags: u32,
@@ -138,6 +156,7 @@ impl<A> Default for FamilyPlan<A> {
             cluster: Endpoints::default(),
             local: Endpoints::default(),
             has_endpoints: false,
+            source_ranges: Vec::new(),
         }
     }
 }
@@ -151,6 +170,8 @@ impl<A> Default for Endpoints<A> {
     }
 }
 
+#[cfg(test)]
+mod address_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]

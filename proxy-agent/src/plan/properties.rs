@@ -70,7 +70,7 @@ fn any_node() -> impl Strategy<Value = Option<Node>> {
     proptest::option::of(proptest::sample::select(vec!["x", "y"])).prop_map(|zone| {
         zone.map(|zone| Node {
             zone: Some(zone.into()),
-            leaving: false,
+            ..Node::default()
         })
     })
 }
@@ -130,10 +130,10 @@ fn last<K: Ord, V>(items: impl IntoIterator<Item = (K, V)>) -> Vec<V> {
 proptest! {
     #[test]
     fn ranges_are_sorted_unique_and_disjoint(service in any_service(), slices in any_slices(), node in any_node()) {
-        let node = NodeContext { zone: node.and_then(|n| n.zone) };
+        let node = node.as_ref().map(NodeContext::from).unwrap_or_default();
         for (_, plan) in plan_service(&service, slices.iter(), &node) {
             for family in [!plan.v4.frontends.is_empty(), !plan.v6.frontends.is_empty()] {
-                prop_assert!(family || plan.v4.frontends.len() + plan.v6.frontends.len() == 1);
+                prop_assert!(family || plan.v4.frontends.len() + plan.v6.frontends.len() > 0);
             }
             check_family(&plan.v4)?;
             check_family(&plan.v6)?;
@@ -146,7 +146,7 @@ proptest! {
         (slices, shuffled) in any_slices().prop_flat_map(|s| (Just(s.clone()), Just(s).prop_shuffle())),
         node in any_node(),
     ) {
-        let node = NodeContext { zone: node.and_then(|n| n.zone) };
+        let node = node.as_ref().map(NodeContext::from).unwrap_or_default();
         prop_assert_eq!(plan_service(&service, slices.iter(), &node), plan_service(&service, shuffled.iter(), &node));
     }
 

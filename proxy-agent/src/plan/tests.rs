@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::trace::{Outcome, Source, trace};
+use proxy_common::frontend::Origin;
+
+use super::trace::{Outcome, Packet, View, trace};
 use super::*;
 use crate::model::fixtures::{LEAVING, LEAVING_HERE, READY, READY_HERE, service, slice, with_zones};
 use crate::model::slice::{
@@ -31,6 +33,7 @@ fn local(mut service: Service) -> Service {
 fn in_zone(zone: &str) -> NodeContext {
     NodeContext {
         zone: Some(zone.into()),
+        ..NodeContext::default()
     }
 }
 
@@ -44,14 +47,15 @@ fn ask_node(
 ) -> Outcome {
     let plans = plan_service(service, slices.iter(), node);
     let addr: IpAddr = addr.parse().unwrap();
-    let outcomes = [Source::Pod, Source::Host, Source::External].map(|source| {
-        trace(
-            plans.iter().map(|(name, plan)| (name, plan)),
-            source,
+    let outcomes = [Origin::Pod, Origin::Host, Origin::External].map(|origin| {
+        let packet = Packet {
+            origin,
+            client: "192.0.2.200".parse().unwrap(),
             addr,
             port,
             protocol,
-        )
+        };
+        trace(plans.iter().map(|(name, plan)| (name, plan)), &View::default(), &packet)
     });
     assert!(
         outcomes.iter().all(|o| *o == outcomes[0]),
@@ -65,7 +69,7 @@ fn ask(service: &Service, slices: &[EndpointSlice]) -> Outcome {
 }
 
 fn backends(list: &[&str]) -> Outcome {
-    Outcome::Backends(list.iter().map(|text| text.parse().unwrap()).collect())
+    Outcome::Backends(list.iter().map(|text| (text.parse().unwrap(), false)).collect())
 }
 
 #[test]
@@ -166,8 +170,8 @@ fn ports_match_by_name_and_protocol() {
     assert_eq!(ask(53, Protocol::Tcp), backends(&["10.0.0.1:5354"]), "S25");
     assert_eq!(ask(80, Protocol::Tcp), backends(&["10.0.0.1:8080"]), "S28");
     assert_eq!(ask(99, Protocol::Tcp), Outcome::Refused, "S31");
-    assert_eq!(ask(81, Protocol::Tcp), Outcome::NotAService);
-    assert_eq!(ask(53, Protocol::Sctp), Outcome::NotAService);
+    assert_eq!(ask(81, Protocol::Tcp), Outcome::Refused, "S77");
+    assert_eq!(ask(53, Protocol::Sctp), Outcome::Refused, "S77");
 }
 
 #[test]
@@ -327,6 +331,13 @@ fn the_older_service_has_a_shared_frontend() {
     let mut plans = plan_service(&young, [].iter(), &NodeContext::default());
     plans.extend(plan_service(&old, slices.iter(), &NodeContext::default()));
     let plans = plans.iter().map(|(name, plan)| (name, plan));
-    let outcome = trace(plans, Source::Pod, VIP.parse().unwrap(), 80, Protocol::Tcp);
+    let packet = Packet {
+        origin: Origin::Pod,
+        client: "10.0.0.9".parse().unwrap(),
+        addr: VIP.parse().unwrap(),
+        port: 80,
+        protocol: Protocol::Tcp,
+    };
+    let outcome = trace(plans, &View::default(), &packet);
     assert_eq!(outcome, backends(&["10.0.0.1:8080"]), "S37");
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
@@ -12,7 +13,7 @@ use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use super::lenient::Field;
 use super::objects::{self, List, NamedHint, TRIGGER_TIME_ANNOTATION};
 use super::{Kind, Warning};
-use crate::model::address::parse_ip;
+use crate::model::address::{parse_cidr, parse_ip};
 use crate::model::slice::{
     ENDPOINT_FOR_THIS_NODE, ENDPOINT_LOCAL, ENDPOINT_NODE_HINTED, ENDPOINT_READY, ENDPOINT_SERVING,
     ENDPOINT_TERMINATING,
@@ -175,12 +176,19 @@ impl Converter {
             return None;
         }
         let (cluster_ip4, cluster_ip6) = cluster_ips(spec, &mut report);
+        let external_ips = external_ips(spec, &mut report);
+        let external_local = is_external_local(spec, &external_ips);
         Some(Service {
             name: name.clone(),
             cluster_ip4,
             cluster_ip6,
+            load_balancer_ips: load_balancer_ips(object, &mut report),
+            external_ips,
+            source_ranges: source_ranges(spec, &mut report),
             ports: service_ports(spec, &mut report),
             internal_local: is_text(&spec.internal_traffic_policy, "Local"),
+            external_local,
+            health_check_port: health_check_port(spec, external_local, &mut report),
             affinity_seconds: affinity_seconds(spec, &mut report),
             created: object
                 .metadata
@@ -242,6 +250,7 @@ impl Converter {
             zone: label(&object.metadata, ZONE_LABEL)
                 .filter(|zone| !zone.is_empty())
                 .map(Into::into),
+            ips: node_ips(object),
             leaving: tainted || object.metadata.deletion_timestamp.is_some(),
         })
     }
@@ -334,9 +343,117 @@ fn service_ports(spec: &objects::ServiceSpec, report: &mut Reporter<'_>) -> Vec<
             report.warn(path, problem, "the port is ignored; give it its own name and number");
             continue;
         }
-        ports.push(ServicePort { name, protocol, port });
+        let path = || format!("{path}.nodePort");
+        let node_port = optional_port(&object.node_port, path, "the node port is ignored", report);
+        ports.push(ServicePort {
+            name,
+            protocol,
+            port,
+            node_port,
+        });
     }
     ports
+}
+
+/// A port that may be left out; 0 means the same.
+fn optional_port(
+    field: &Field<i64>,
+    path: impl Fn() -> String,
+    consequence: &'static str,
+    report: &mut Reporter<'_>,
+) -> Option<Port> {
+    let number = report.read(field, &path, consequence)?;
+    match u16::try_from(number) {
+        Ok(0) => None,
+        Ok(number) => Some(Port::new(number)),
+        Err(_) => {
+            report.warn(path(), format!("is {number}"), consequence);
+            None
+        }
+    }
+}
+
+/// `spec.externalIPs` (S98), each once.
+fn external_ips(spec: &objects::ServiceSpec, report: &mut Reporter<'_>) -> Vec<IpAddr> {
+    let mut ips = Vec::new();
+    for (path, text) in report.items(&spec.external_ips, "spec.externalIPs") {
+        let ip = report.address(text, || path, "the entry is ignored; write an address");
+        ips.extend(ip.filter(|ip| !ips.contains(ip)));
+    }
+    ips
+}
+
+/// The addresses under which the load balancer's packets arrive at the node as they are (S94, S95), each once.
+fn load_balancer_ips(object: &objects::Service, report: &mut Reporter<'_>) -> Vec<IpAddr> {
+    const PATH: &str = "status.loadBalancer.ingress";
+    let status = object.status.given().and_then(|status| status.load_balancer.given());
+    let mut ips = Vec::new();
+    let Some(status) = status else { return ips };
+    for (path, ingress) in report.items(&status.ingress, PATH) {
+        let text = report.read(
+            &ingress.ip,
+            || format!("{path}.ip"),
+            "the entry is ignored; write an address",
+        );
+        let (Some(text), true) = (
+            text.filter(|text| !text.is_empty()),
+            ingress.ip_mode.given().is_none_or(|mode| mode == "VIP"),
+        ) else {
+            continue;
+        };
+        let ip = report.address(&text, || format!("{path}.ip"), "the entry is ignored; write an address");
+        ips.extend(ip.filter(|ip| !ips.contains(ip)));
+    }
+    ips
+}
+
+/// `spec.loadBalancerSourceRanges` (S104).
+fn source_ranges(spec: &objects::ServiceSpec, report: &mut Reporter<'_>) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (path, text) in report.items(&spec.load_balancer_source_ranges, "spec.loadBalancerSourceRanges") {
+        match parse_cidr(text) {
+            Some(range) => ranges.push(range.trunc()),
+            None => report.warn(
+                path,
+                format!("{text:?} is not a prefix"),
+                "the entry is ignored; write an address and a prefix length",
+            ),
+        }
+    }
+    ranges
+}
+
+/// Is the external policy Local, and is the Service reachable from outside at all (S51)?
+fn is_external_local(spec: &objects::ServiceSpec, external_ips: &[IpAddr]) -> bool {
+    let is_reachable =
+        is_text(&spec.r#type, "NodePort") || is_text(&spec.r#type, "LoadBalancer") || !external_ips.is_empty();
+    is_reachable && is_text(&spec.external_traffic_policy, "Local")
+}
+
+/// S156: the port is served for local load balancers only.
+fn health_check_port(spec: &objects::ServiceSpec, external_local: bool, report: &mut Reporter<'_>) -> Option<Port> {
+    let path = || "spec.healthCheckNodePort".to_owned();
+    optional_port(&spec.health_check_node_port, path, "the port is not served", report)
+        .filter(|_| external_local && is_text(&spec.r#type, "LoadBalancer"))
+}
+
+/// The node's address of each family (S184): internal ones before external ones, in the order of the object.
+fn node_ips(object: &objects::Node) -> Vec<IpAddr> {
+    let addresses = object.status.given().and_then(|status| status.addresses.given());
+    let mut ips: Vec<IpAddr> = Vec::new();
+    for kind in ["InternalIP", "ExternalIP"] {
+        let of_kind = addresses
+            .into_iter()
+            .flatten()
+            .filter_map(Field::given)
+            .filter(|address| is_text(&address.r#type, kind));
+        for ip in of_kind.filter_map(|address| parse_ip(address.address.given()?)) {
+            if ips.iter().all(|other| other.is_ipv4() != ip.is_ipv4()) {
+                ips.push(ip);
+            }
+        }
+    }
+    ips
 }
 
 fn affinity_seconds(spec: &objects::ServiceSpec, report: &mut Reporter<'_>) -> u32 {

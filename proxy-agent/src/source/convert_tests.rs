@@ -313,3 +313,77 @@ fn any_json_object_decodes() {
         Converter::new("n").node(&decoded);
     }
 }
+
+#[test]
+fn external_addresses() {
+    let decode = |spec: Value, ingress: Value| {
+        let value =
+            json!({"metadata": {"name": "web"}, "spec": spec, "status": {"loadBalancer": {"ingress": ingress}}});
+        let decoded: objects::Service = serde_json::from_value(value).unwrap();
+        let mut converter = Converter::new("node-a");
+        let service = converter.service(&object("web"), &decoded).unwrap();
+        (service, converter.take_warnings().len())
+    };
+    let texts = |ips: &[IpAddr]| ips.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let spec = json!({"clusterIP": "10.96.0.1", "ports": [
+            {"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 0}, {"name": "c", "port": 82, "nodePort": 70000}],
+        "externalIPs": ["203.0.113.011", "2001:db8::1", "nonsense", "203.0.113.11"],
+        "loadBalancerSourceRanges": [" 10.1.2.3/8 ", "2001:db8::/32", "10.0.0.0"]});
+    let ingress = json!([{"ip": "203.0.113.10"}, {"ip": "203.0.113.12", "ipMode": "VIP"}, {"ip": "203.0.113.13", "ipMode": "Proxy"},
+        {"hostname": "lb.example"}, {"ip": "x"}, {"ip": "2001:db8::2"}]);
+    let (service, warnings) = decode(spec, ingress);
+    assert_eq!(
+        texts(&service.external_ips),
+        ["203.0.113.11", "2001:db8::1"],
+        "S19, S20, S98"
+    );
+    assert_eq!(
+        texts(&service.load_balancer_ips),
+        ["203.0.113.10", "203.0.113.12", "2001:db8::2"],
+        "S94, S95"
+    );
+    let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.0.0.0/8", "2001:db8::/32"], "S104");
+    let ports: Vec<_> = service.ports.iter().map(|port| port.node_port.map(Port::get)).collect();
+    assert_eq!(ports, [Some(30_080), None, None], "S9");
+    assert_eq!(warnings, 4);
+}
+
+#[test]
+fn external_policy_where_it_is_honoured() {
+    let decode = |kind: &str, external_ips: Value, policy: &str| {
+        let (service, warnings) = service(
+            json!({"clusterIP": "10.96.0.1", "type": kind, "externalIPs": external_ips,
+            "externalTrafficPolicy": policy, "healthCheckNodePort": 30_999}),
+        );
+        assert!(warnings.is_empty());
+        let service = service.unwrap();
+        (service.external_local, service.health_check_port.map(Port::get))
+    };
+    assert_eq!(
+        decode("LoadBalancer", json!([]), "Local"),
+        (true, Some(30_999)),
+        "S51, S156"
+    );
+    assert_eq!(decode("LoadBalancer", json!([]), "Cluster"), (false, None), "S156");
+    assert_eq!(decode("NodePort", json!([]), "Local"), (true, None), "S51, S156");
+    assert_eq!(decode("ClusterIP", json!([]), "Local"), (false, None), "S51");
+    assert_eq!(
+        decode("ClusterIP", json!(["203.0.113.1"]), "Local"),
+        (true, None),
+        "S51"
+    );
+}
+
+#[test]
+fn addresses_of_the_own_node() {
+    let addresses = json!([{"type": "ExternalIP", "address": "198.51.100.1"}, {"type": "Hostname", "address": "node-a"},
+        {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "192.0.2.2"}, 5,
+        {"type": "ExternalIP", "address": "2001:db8::1"}]);
+    let value = json!({"metadata": {"name": "node-a"}, "status": {"addresses": addresses}});
+    let node = Converter::new("node-a")
+        .node(&serde_json::from_value(value).unwrap())
+        .unwrap();
+    let ips: Vec<_> = node.ips.iter().map(ToString::to_string).collect();
+    assert_eq!(ips, ["192.0.2.1", "2001:db8::1"], "S184");
+}

@@ -1,16 +1,14 @@
 //! Watches Services, EndpointSlices and the own Node in an API server (S14). Each kind has its own task and its own watch; a full
 //! list replaces the kind as a whole. Without an API server nothing is said, so the last state stands, however long (S161).
 
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use futures::StreamExt;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, watcher};
-use kube::{Api, Client, Config};
+use kube::{Api, Client};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -19,47 +17,8 @@ use super::convert::{Converter, trigger_time};
 use super::{Event, objects};
 use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
 
-/// A server that takes longer to accept a connection is tried again.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that knows streaming lists sends the next object, or the mark of the end, sooner than this.
 const STREAMING_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Why the API server cannot be watched at all.
-#[derive(Debug, thiserror::Error)]
-pub enum KubeError {
-    /// The file given with `--kubeconfig` is unusable.
-    #[error("--kubeconfig {path}: {source}; give a kubeconfig file with a current context")]
-    Kubeconfig {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: kube::config::KubeconfigError,
-    },
-    /// We are not in a pod.
-    #[error("neither --kubeconfig nor --manifests is given, and this is not a pod: {0}")]
-    InCluster(#[from] kube::config::InClusterError),
-    /// The client cannot be made.
-    #[error("no client for the API server could be made: {0}")]
-    Client(#[from] kube::Error),
-}
-
-/// A client for the file, or for the service account of this pod. In a pod the address is taken from `KUBERNETES_SERVICE_HOST` and
-/// `KUBERNETES_SERVICE_PORT`; set them in the pod's manifest to an address that does not need this proxy (S192).
-pub async fn client(kubeconfig: Option<&Path>) -> Result<Client, KubeError> {
-    let mut config = match kubeconfig {
-        Some(path) => read_kubeconfig(path).await.map_err(|source| KubeError::Kubeconfig {
-            path: path.display().to_string(),
-            source,
-        })?,
-        None => Config::incluster()?,
-    };
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    Ok(Client::try_from(config)?)
-}
-
-async fn read_kubeconfig(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
-    Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &KubeConfigOptions::default()).await
-}
 
 /// Watches for ever; returns only when nobody listens any more.
 pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Event>) {

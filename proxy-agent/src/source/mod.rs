@@ -1,7 +1,8 @@
-//! Where objects come from: an API server ([`kube`]) or a folder of manifests ([`manifests`]). Both decode into the same wire types
+//! Where objects come from: an API server ([`kube`], over a [`client`]) or a folder of manifests ([`manifests`]). Both decode into the same wire types
 //! ([`objects`]) and make the same model types of them ([`convert`]); whatever is malformed is named in a [`Warning`] and left
 //! out, and everything else of the object stays (S19, S20, S23).
 
+pub mod client;
 pub mod convert;
 mod documents;
 pub mod kube;

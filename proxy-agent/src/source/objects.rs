@@ -54,6 +54,8 @@ object!(
     Service, "v1", "", NamespaceResourceScope, "services", {
         /// What is wanted.
         spec: Field<ServiceSpec>,
+        /// Only what the load balancer says.
+        status: Field<ServiceStatus>,
     }
 );
 
@@ -74,6 +76,8 @@ object!(
     Node, "v1", "", ClusterResourceScope, "nodes", {
         /// Only its taints.
         spec: Field<NodeSpec>,
+        /// Only its addresses.
+        status: Field<NodeStatus>,
     }
 );
 
@@ -105,8 +109,17 @@ part!(
         ip_families: List<String>,
         /// `spec.ports`.
         ports: List<ServicePort>,
+        /// `spec.externalIPs`.
+        #[serde(rename = "externalIPs")]
+        external_ips: List<String>,
+        /// `spec.loadBalancerSourceRanges`.
+        load_balancer_source_ranges: List<String>,
         /// `spec.internalTrafficPolicy`.
         internal_traffic_policy: Field<String>,
+        /// `spec.externalTrafficPolicy`.
+        external_traffic_policy: Field<String>,
+        /// `spec.healthCheckNodePort`.
+        health_check_node_port: Field<i64>,
         /// `spec.sessionAffinity`.
         session_affinity: Field<String>,
         /// `spec.sessionAffinityConfig`.
@@ -123,6 +136,34 @@ part!(
         protocol: Field<String>,
         /// Number.
         port: Field<i64>,
+        /// Number on the node's own addresses.
+        node_port: Field<i64>,
+    }
+);
+
+part!(
+    /// Status of a Service.
+    ServiceStatus {
+        /// `status.loadBalancer`.
+        load_balancer: Field<LoadBalancerStatus>,
+    }
+);
+
+part!(
+    /// `status.loadBalancer`.
+    LoadBalancerStatus {
+        /// `status.loadBalancer.ingress`.
+        ingress: List<Ingress>,
+    }
+);
+
+part!(
+    /// A point of entry of a load balancer.
+    Ingress {
+        /// Address; absent if it has only a host name.
+        ip: Field<String>,
+        /// `VIP` or `Proxy`.
+        ip_mode: Field<String>,
     }
 );
 
@@ -204,6 +245,24 @@ part!(
     NodeSpec {
         /// Taints.
         taints: List<Taint>,
+    }
+);
+
+part!(
+    /// Status of a Node.
+    NodeStatus {
+        /// Addresses.
+        addresses: List<NodeAddress>,
+    }
+);
+
+part!(
+    /// An address of a Node.
+    NodeAddress {
+        /// `InternalIP`, `ExternalIP` or something else.
+        r#type: Field<String>,
+        /// The address.
+        address: Field<String>,
     }
 );
 

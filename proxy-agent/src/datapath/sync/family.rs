@@ -8,15 +8,18 @@ use std::time::Duration;
 
 use proxy_common::addr::Address;
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
+use proxy_common::frontend::{
+    FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey, Range,
+};
 use proxy_common::names;
 
 use super::ids::Ids;
+use super::sources::Sources;
 use super::{Name, SyncReport};
 use crate::datapath::error::TableError;
 use crate::datapath::ranges::Ranges;
 use crate::datapath::tables::FamilyTables;
-use crate::plan::{Endpoints, FamilyPlan};
+use crate::plan::{Endpoints, FamilyPlan, FrontendPlan};
 
 /// Who may have a frontend: the smallest wins (S37).
 type Claim = (i64, Name);
@@ -24,6 +27,7 @@ type Claim = (i64, Name);
 /// State of one family.
 pub(crate) struct FamilySync<A> {
     ranges: Ranges,
+    sources: Sources<A>,
     /// What the kernel holds.
     frontends: HashMap<FrontendKey<A>, Frontend>,
     /// Who wants which frontend, with its flags.
@@ -76,6 +80,7 @@ impl<A: Address> FamilySync<A> {
                 .max()
                 .unwrap_or_default(),
             ranges,
+            sources: Sources::adopt(tables)?,
             frontends,
             claims: HashMap::new(),
             services: HashMap::new(),
@@ -89,9 +94,14 @@ impl<A: Address> FamilySync<A> {
         // A service port without frontends does not exist in this family.
         let wanted = wanted.filter(|(plan, ..)| !plan.frontends.is_empty());
         let old = self.services.remove(name);
+        let old_ranges = old.iter().flat_map(|old| &old.plan.source_ranges);
+        let new_ranges = wanted.iter().flat_map(|(plan, ..)| &plan.source_ranges);
+        if old_ranges.chain(new_ranges).next().is_some() {
+            self.sources.pending.insert(name.clone());
+        }
         if let Some(old) = &old {
             for frontend in &old.plan.frontends {
-                let key = key_of(name, frontend.addr, frontend.port);
+                let key = key_of(name, frontend);
                 if let Some(claims) = self.claims.get_mut(&key) {
                     claims.remove(&(old.created, name.clone()));
                     if claims.is_empty() {
@@ -109,10 +119,10 @@ impl<A: Address> FamilySync<A> {
             return;
         };
         for frontend in &plan.frontends {
-            let key = key_of(name, frontend.addr, frontend.port);
+            let key = key_of(name, frontend);
             let claims = self.claims.entry(key).or_default();
             claims.insert((created, name.clone()), frontend.flags);
-            if let (Some((_, winner)), true) = (claims.keys().next(), claims.len() > 1) {
+            if let (Some((_, winner)), true) = (claims.keys().next(), claims.len() > 1 && key.protocol != 0) {
                 tracing::warn!(address = %frontend.addr, port = %frontend.port, protocol = %name.protocol, %winner,
                     claimed_by = %name, "several services claim one frontend");
             }
@@ -149,6 +159,7 @@ impl<A: Address> FamilySync<A> {
         let unclaimed = self.frontends.keys().filter(|key| !self.claims.contains_key(key));
         self.pending_keys.extend(unclaimed);
         self.ranges.retire_unclaimed(now);
+        self.sources.stage_leftovers();
     }
 
     /// Phase 1: frontends that nobody wants. One that goes to another service is not removed but overwritten later (S35).
@@ -176,6 +187,7 @@ impl<A: Address> FamilySync<A> {
                     release_both(&mut self.ranges, &old, now);
                     report.deleted += 1;
                     report.moved(key.protocol, old.service);
+                    report.affinity_ended |= old.affinity_seconds != 0;
                 }
                 Err(error) => report.fail(show(&key), error),
             }
@@ -207,8 +219,7 @@ impl<A: Address> FamilySync<A> {
                     service.ready = true;
                     self.pending_services.remove(&name);
                     let keys = service.plan.frontends.iter();
-                    self.pending_keys
-                        .extend(keys.map(|frontend| key_of(&name, frontend.addr, frontend.port)));
+                    self.pending_keys.extend(keys.map(|frontend| key_of(&name, frontend)));
                 }
                 Err(error) => report.fail(format!("{name} (IPv{})", A::FAMILY), error),
             }
@@ -228,7 +239,86 @@ impl<A: Address> FamilySync<A> {
 
     /// Service ids that frontends in the kernel carry.
     pub(super) fn ids_in_use(&self) -> impl Iterator<Item = u32> {
-        self.frontends.values().map(|frontend| frontend.service)
+        let frontends = self.frontends.values().map(|frontend| frontend.service);
+        frontends.chain(self.sources.ids())
+    }
+
+    /// Service ids whose clients are remembered.
+    pub(crate) fn services_with_affinity(&self) -> impl Iterator<Item = u32> {
+        let with_affinity = self
+            .frontends
+            .values()
+            .filter(|frontend| frontend.affinity_seconds != 0);
+        with_affinity.map(|frontend| frontend.service)
+    }
+
+    /// Phase 3: source ranges, which have to be there before a frontend asks for them.
+    pub(super) fn write_sources(&mut self, tables: &mut impl FamilyTables<A>, ids: &Ids, report: &mut SyncReport) {
+        for name in &self.sources.pending.clone() {
+            let (Some(service), Some(id)) = (self.services.get(name), ids.get(name)) else {
+                continue;
+            };
+            if let Err(error) = self.sources.write(tables, id, &service.plan.source_ranges, report) {
+                report.fail(format!("source ranges of {name} (IPv{})", A::FAMILY), error);
+            }
+        }
+    }
+
+    /// Phase 5: source ranges that are not wanted any more.
+    pub(super) fn remove_sources(&mut self, tables: &mut impl FamilyTables<A>, ids: &Ids, report: &mut SyncReport) {
+        for name in std::mem::take(&mut self.sources.pending) {
+            let Some(id) = ids.get(&name) else {
+                // Without a number nothing was written; one that is wanted still waits for it.
+                if self.services.contains_key(&name) {
+                    self.sources.pending.insert(name);
+                }
+                continue;
+            };
+            let wanted = self
+                .services
+                .get(&name)
+                .map(|service| service.plan.source_ranges.clone());
+            let wanted = wanted.unwrap_or_default();
+            self.sources.leftovers.remove(&id);
+            let is_done = self.remove_stale_sources(tables, id, &wanted, report) && self.sources.holds(id, &wanted);
+            if !is_done {
+                self.sources.pending.insert(name);
+            }
+        }
+        // What no wanted service has looked at belongs to nobody.
+        for id in std::mem::take(&mut self.sources.leftovers) {
+            let owner = self.services.iter().find(|(name, _)| ids.get(name) == Some(id));
+            let wanted = owner.map(|(_, service)| service.plan.source_ranges.clone());
+            if !self.remove_stale_sources(tables, id, &wanted.unwrap_or_default(), report) {
+                self.sources.leftovers.insert(id);
+            }
+        }
+    }
+
+    /// True if nothing is left to remove. The last range has to stay while a frontend asks for ranges: it would let nobody in.
+    fn remove_stale_sources(
+        &mut self,
+        tables: &mut impl FamilyTables<A>,
+        id: u32,
+        wanted: &[(A, u8)],
+        report: &mut SyncReport,
+    ) -> bool {
+        if !self.sources.has_stale(id, wanted) {
+            return true;
+        }
+        let mut frontends = self.frontends.values();
+        if wanted.is_empty()
+            && frontends.any(|frontend| frontend.service == id && frontend.flags & FRONTEND_SOURCE_RANGES != 0)
+        {
+            return false;
+        }
+        match self.sources.remove_others(tables, id, wanted, report) {
+            Ok(()) => true,
+            Err(error) => {
+                report.fail(format!("source ranges of service id {id}"), error);
+                false
+            }
+        }
     }
 
     /// Phase 4: every pending frontend is written as a whole, which switches readers over in one step.
@@ -239,7 +329,10 @@ impl<A: Address> FamilySync<A> {
         now: Duration,
         report: &mut SyncReport,
     ) {
-        for key in self.pending_keys.clone() {
+        // What refuses undefined ports comes last, so that it never refuses one that is about to be defined.
+        let (markers, mut keys): (Vec<_>, Vec<_>) = self.pending_keys.iter().partition(|key| key.protocol == 0);
+        keys.extend(markers);
+        for key in keys {
             // Without a winner the frontend is to be removed, which phase 1 does once that is allowed. A winner that is not ready
             // has been reported; what is there stays until it is.
             let Some(wanted) = self.wanted_frontend(&key, ids) else {
@@ -262,13 +355,18 @@ impl<A: Address> FamilySync<A> {
             if let Some(old) = old {
                 release_both(&mut self.ranges, &old, now);
                 report.moved(key.protocol, old.service);
+                report.affinity_ended |= old.affinity_seconds != 0 && wanted.affinity_seconds == 0;
+                report.affinity_ended |= old.affinity_seconds != 0 && wanted.service != old.service;
             }
         }
     }
 
     /// Is something waiting to be written or removed?
     pub(super) fn is_pending(&self) -> bool {
-        !self.pending_services.is_empty() || !self.pending_keys.is_empty()
+        !self.pending_services.is_empty()
+            || !self.pending_keys.is_empty()
+            || !self.sources.pending.is_empty()
+            || !self.sources.leftovers.is_empty()
     }
 
     /// Ranges that wait for the grace period.
@@ -289,13 +387,25 @@ impl<A: Address> FamilySync<A> {
     fn wanted_frontend(&self, key: &FrontendKey<A>, ids: &Ids) -> Option<Frontend> {
         let ((_, name), flags) = self.claims.get(key)?.first_key_value()?;
         let service = self.services.get(name).filter(|service| service.ready)?;
+        let id = ids.get(name)?;
+        if flags & FRONTEND_UNDEFINED != 0 {
+            // It leads nowhere, so it need not be written again when endpoints change.
+            return Some(Frontend {
+                service: id,
+                flags: *flags,
+                ..Frontend::default()
+            });
+        }
+        if flags & FRONTEND_SOURCE_RANGES != 0 && !self.sources.holds(id, &service.plan.source_ranges) {
+            return None;
+        }
         let has_endpoints = if service.plan.has_endpoints {
             FRONTEND_HAS_ENDPOINTS
         } else {
             0
         };
         Some(Frontend {
-            service: ids.get(name)?,
+            service: id,
             flags: flags & !FRONTEND_HAS_ENDPOINTS | has_endpoints,
             cluster: service.cluster.as_ref()?.range,
             local: service.local.as_ref()?.range,
@@ -307,8 +417,9 @@ impl<A: Address> FamilySync<A> {
     /// A former agent's frontend of this service whose ranges hold what is planned: they are taken over, and nothing is written.
     fn adopt_ranges(&mut self, tables: &impl FamilyTables<A>, name: &Name, service: &mut Service<A>, id: u32) {
         let mut generation = None;
-        for planned in &service.plan.frontends {
-            let key = key_of(name, planned.addr, planned.port);
+        let with_ranges = |planned: &&FrontendPlan<A>| planned.flags & FRONTEND_UNDEFINED == 0;
+        for planned in service.plan.frontends.iter().filter(with_ranges) {
+            let key = key_of(name, planned);
             let Some(found) = self.frontends.get(&key).filter(|frontend| frontend.service == id) else {
                 continue;
             };
@@ -405,8 +516,13 @@ impl<A: Address> FamilySync<A> {
     }
 }
 
-fn key_of<A: Address>(name: &Name, addr: A, port: proxy_common::addr::Port) -> FrontendKey<A> {
-    FrontendKey::new(addr, port, name.protocol.number())
+/// What stands for undefined ports stands for every protocol (S77).
+fn key_of<A: Address>(name: &Name, frontend: &FrontendPlan<A>) -> FrontendKey<A> {
+    let protocol = match frontend.flags & FRONTEND_UNDEFINED {
+        0 => name.protocol.number(),
+        _ => 0,
+    };
+    FrontendKey::new(frontend.addr, frontend.port, protocol)
 }
 
 fn show<A: Address>(key: &FrontendKey<A>) -> String {

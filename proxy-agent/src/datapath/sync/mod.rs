@@ -1,12 +1,15 @@
 //! From plans to map writes: the difference between what is wanted and what the kernel holds, written in an order in which every
 //! packet sees either the old or the new state of a service (S165). Called by `Datapath` only.
 //!
-//! The order: frontends nobody wants are removed → fresh ranges are written → new service ids are named → frontends are written →
-//! after a grace period ranges and ids that nothing refers to are freed. The cost is that of what changed (S166); a failed write
+//! The order: frontends nobody wants are removed → fresh ranges are written → new service ids are named → source ranges are written →
+//! frontends are written → source ranges nobody wants are removed → after a grace period ranges and ids that nothing refers to are freed. The cost is that of what changed (S166); a failed write
 //! stays pending for its object and the others go on (S167).
 
 mod family;
 mod ids;
+#[cfg(test)]
+mod source_tests;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +50,8 @@ pub struct SyncReport {
     pub failed: Vec<SyncFailure>,
     /// Ids of UDP services whose frontends changed: their flows have to be looked at.
     moved_udp: BTreeSet<u32>,
+    /// Some frontend's clients are not remembered any more.
+    affinity_ended: bool,
 }
 
 /// An object that could not be programmed.
@@ -71,6 +76,10 @@ impl SyncReport {
         if protocol == Protocol::Udp.number() {
             self.moved_udp.insert(service);
         }
+    }
+
+    pub(super) fn take_affinity_ended(&mut self) -> bool {
+        std::mem::take(&mut self.affinity_ended)
     }
 
     pub(super) fn take_moved_udp(&mut self) -> BTreeSet<u32> {
@@ -163,8 +172,14 @@ impl Sync {
                 }
             }
         }
+        self.v4.write_sources(tables, &self.ids, &mut report);
+        self.v6.write_sources(tables, &self.ids, &mut report);
         self.v4.write_frontends(tables, &self.ids, now, &mut report);
         self.v6.write_frontends(tables, &self.ids, now, &mut report);
+        if self.completed {
+            self.v4.remove_sources(tables, &self.ids, &mut report);
+            self.v6.remove_sources(tables, &self.ids, &mut report);
+        }
         report
     }
 

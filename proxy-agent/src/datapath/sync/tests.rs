@@ -18,7 +18,7 @@ const START: Duration = Duration::from_secs(100);
 
 type Change = (ServicePortName, Option<ServicePortPlan>);
 
-fn name(service: &str) -> ServicePortName {
+pub(super) fn name(service: &str) -> ServicePortName {
     ServicePortName {
         namespace: "ns".to_owned(),
         name: service.to_owned(),
@@ -46,24 +46,25 @@ fn family<A: Address>(vip: &str, backends: &[&str], keep: &[&str]) -> FamilyPlan
         },
         local: Endpoints::default(),
         has_endpoints: !backends.is_empty(),
+        source_ranges: Vec::new(),
     }
 }
 
-fn plan(vip: &str, backends: &[&str], keep: &[&str]) -> ServicePortPlan {
+pub(super) fn plan(vip: &str, backends: &[&str], keep: &[&str]) -> ServicePortPlan {
     ServicePortPlan {
         v4: family(vip, backends, keep),
         ..ServicePortPlan::default()
     }
 }
 
-struct World {
-    tables: MemoryTables,
-    sync: Sync,
+pub(super) struct World {
+    pub(super) tables: MemoryTables,
+    pub(super) sync: Sync,
     now: Duration,
 }
 
 impl World {
-    fn new(slots: usize) -> Self {
+    pub(super) fn new(slots: usize) -> Self {
         let tables = MemoryTables::new(slots);
         Self {
             sync: Sync::adopt(&tables).unwrap(),
@@ -72,22 +73,22 @@ impl World {
         }
     }
 
-    fn apply(&mut self, changes: Vec<Change>) -> SyncReport {
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> SyncReport {
         self.sync.apply(&mut self.tables, changes, self.now)
     }
 
-    fn complete(&mut self) -> SyncReport {
+    pub(super) fn complete(&mut self) -> SyncReport {
         self.sync.complete(&mut self.tables, self.now)
     }
 
     /// The grace period passes.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         self.now += GRACE;
         let mut report = self.sync.flush(&mut self.tables, self.now);
         self.sync.free_idle(&mut self.tables, self.now, &mut report);
     }
 
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.sync = Sync::adopt(&self.tables).unwrap();
     }
 }

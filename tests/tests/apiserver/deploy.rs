@@ -1,0 +1,49 @@
+//! What users apply is what the API server accepts, and it gives the agent the rights it needs and no more. That they suffice is
+//! shown by all other tests of this file too: their agent has nothing else.
+
+use proxy_tests::apiserver::AGENT_USER;
+
+use crate::cluster::{repository, turn};
+
+#[test]
+fn the_manifest_is_accepted() {
+    let cluster = turn();
+    let manifest = repository("deploy/proxy-agent.yaml");
+    let manifest = manifest.to_str().unwrap();
+    let strictly = ["apply", "--validate=strict", "--dry-run=server", "-f", manifest];
+    cluster.api.kubectl(&strictly).unwrap();
+    cluster
+        .api
+        .kubectl(&[&strictly[..], &["--server-side", "--force-conflicts"]].concat())
+        .unwrap();
+}
+
+/// S14: every verb that is needed, and none that harms.
+#[test]
+fn the_account_may_do_what_the_agent_does_and_no_more() {
+    let cluster = turn();
+    let may = |verb: &str, what: &str| {
+        let args = ["auth", "can-i", verb, what, "--as", AGENT_USER, "--all-namespaces"];
+        cluster.api.kubectl(&args).is_ok()
+    };
+    for (verbs, what) in [
+        (&["get", "list", "watch"][..], "nodes"),
+        (&["list", "watch"], "services"),
+        (&["list", "watch"], "endpointslices.discovery.k8s.io"),
+        (&["list", "watch"], "servicecidrs.networking.k8s.io"),
+        (&["create", "patch"], "events.events.k8s.io"),
+    ] {
+        for verb in verbs {
+            assert!(may(verb, what), "{verb} {what}");
+        }
+    }
+    for (verb, what) in [
+        ("list", "secrets"),
+        ("list", "pods"),
+        ("update", "services"),
+        ("patch", "nodes"),
+        ("delete", "endpointslices.discovery.k8s.io"),
+    ] {
+        assert!(!may(verb, what), "{verb} {what} is nothing the agent needs");
+    }
+}
