@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, with its context")]
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 use etherparse::{Icmpv4Type, Icmpv6Type, icmpv4, icmpv6};
@@ -666,12 +667,17 @@ fn check_icmp_errors<A: Address>(c: Cast<A>) {
 /// The verifier takes every program; what it counted is printed, because it grows unnoticed (the limit is a million).
 #[test]
 fn verifier_accepts_every_program() {
+    // The handle itself: what the macros print, the test runner keeps for failures.
+    let mut out = std::io::stderr().lock();
+    writeln!(out).unwrap();
     for (name, info) in load().infos().unwrap() {
         let verified = info.verified_instruction_count().unwrap_or_default();
-        println!(
-            "{name:14} {verified:7} instructions verified, {:6} bytes of machine code",
-            info.size_jitted()
-        );
+        let size = info.size_jitted();
+        writeln!(
+            out,
+            "{name:14} {verified:7} instructions verified, {size:6} bytes of machine code"
+        )
+        .unwrap();
         assert!(
             verified < 500_000,
             "{name} is close to the verifier's limit: {verified}"
