@@ -314,11 +314,6 @@ impl Udp {
         Ok(self.socket.peer_addr()?)
     }
 
-    /// How long a request waits for its answer.
-    pub fn set_patience(&self, patience: Duration) -> Result<(), Failure> {
-        Ok(self.socket.set_read_timeout(Some(patience))?)
-    }
-
     /// One request over a connected socket.
     pub fn ask(&mut self) -> Outcome {
         self.request(None)
