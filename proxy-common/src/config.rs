@@ -1,10 +1,9 @@
 //! Constants that the agent sets when it loads the programs (`Global<T>` in proxy-ebpf, `override_global` in the agent): the
 //! verifier then prunes what is switched off. The names are those of the statics.
 
-/// [`Prefix`] of IPv4 pods, a source in it is a pod (S114 ClusterCIDR, S108).
-pub const POD_CIDR4: &str = "POD_CIDR4";
-/// See [`POD_CIDR4`].
-pub const POD_CIDR6: &str = "POD_CIDR6";
+/// `u32`: 1 if pods are told from others by the interface they arrive over ([`crate::link::LINK_PODS`]) and not by their address
+/// (S114 BridgeInterface, InterfaceNamePrefix).
+pub const PODS_BY_LINK: &str = "PODS_BY_LINK";
 /// `u64`: cookie of the host network namespace (`SO_NETNS_COOKIE`), to tell the node's own sockets from those of pods.
 pub const HOST_NETNS: &str = "HOST_NETNS";
 /// `u32`: 1 if pods' TCP sockets are translated too (`--socket-lb all`).
@@ -24,17 +23,3 @@ pub const PORT_COUNT: &str = "PORT_COUNT";
 pub const DEFAULT_PORT_FIRST: u32 = 61_000;
 /// Default of [`PORT_COUNT`].
 pub const DEFAULT_PORT_COUNT: u32 = 4_536;
-
-/// An address prefix as a load-time constant. All zero: there is none.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Prefix<A> {
-    /// Network address, host bits zero.
-    pub addr: A,
-    /// Network mask.
-    pub mask: A,
-    /// 1 if the prefix is set.
-    pub set: u32,
-}
-
-crate::pod_for_both_families!(Prefix, v4: 12, v6: 36);

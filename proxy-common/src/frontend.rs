@@ -61,7 +61,9 @@ pub const FRONTEND_LOCAL: u32 = 1 << 1;
 pub const FRONTEND_HAS_ENDPOINTS: u32 = 1 << 2;
 /// Only sources in `SRC_RANGES4/6` of the service may connect (S101). On load-balancer addresses only.
 pub const FRONTEND_SOURCE_RANGES: u32 = 1 << 3;
-/// Stands for every port and protocol that the service address does not define; refused (S77). Its key has port and protocol 0.
+/// Stands for every port and protocol that the service address does not define. On a cluster IP they are refused (S77). Others may
+/// be a node's addresses as well, so there they are only kept from being sent back to where they came from. Its key has port and
+/// protocol 0.
 pub const FRONTEND_UNDEFINED: u32 = 1 << 4;
 
 /// Who asks; decides which range applies and whether the source is masqueraded.

@@ -25,6 +25,7 @@ pub mod pick;
 pub mod reason;
 pub mod rewrite;
 pub mod service;
+pub mod settings;
 pub mod socket;
 pub mod source_range;
 

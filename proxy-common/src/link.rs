@@ -7,6 +7,8 @@ use crate::addr::{Addr4, Addr6};
 
 /// The interface has no Ethernet header (WireGuard, IPIP, tun).
 pub const LINK_NO_ETHERNET: u32 = 1 << 0;
+/// What arrives over the interface comes from a pod of this node (S114 BridgeInterface, InterfaceNamePrefix).
+pub const LINK_PODS: u32 = 1 << 1;
 
 /// An interface that carries traffic; keyed by ifindex. A zero address means the node has none of that family.
 #[repr(C)]
@@ -28,6 +30,8 @@ const _: () = assert!(size_of::<Link>() == 32);
 
 /// Node ports are served on this address (S81).
 pub const NODE_ADDR_NODE_PORTS: u32 = 1 << 0;
+/// Node ports are served on this address for the node's own sockets only: the loopback address, to which no packet leads (S90).
+pub const NODE_ADDR_SOCKETS: u32 = 1 << 1;
 
 /// A local address of this node; the value of `NODE_ADDRS4/6`, keyed by address.
 #[repr(C)]

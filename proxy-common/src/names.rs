@@ -39,6 +39,8 @@ pub const SRC_RANGES: [&str; 2] = ["SRC_RANGES4", "SRC_RANGES6"];
 pub const FRAGMENTS: [&str; 2] = ["FRAGMENTS4", "FRAGMENTS6"];
 /// `SOCKETS4`, `SOCKETS6`: socket → [`crate::socket::SocketFlows`].
 pub const SOCKETS: [&str; 2] = ["SOCKETS4", "SOCKETS6"];
+/// `SETTINGS4`, `SETTINGS6`: one [`crate::settings::Settings`].
+pub const SETTINGS: [&str; 2] = ["SETTINGS4", "SETTINGS6"];
 /// ifindex → [`crate::link::Link`].
 pub const LINKS: &str = "LINKS";
 /// service id → [`crate::service::ServiceInfo`].

@@ -50,6 +50,12 @@ reasons! {
     SourceNotAllowed = 10 "source_not_allowed",
     /// Answered with an error: the service address does not define this port (S77).
     UndefinedPort = 11 "undefined_port",
+    /// Dropped: it was about to leave the node for an address of the service network that belongs to nobody (S78), or is not
+    /// translated, such as a ping (S79).
+    Unallocated = 12 "unallocated",
+    /// Dropped: it was about to leave by the interface it came from, for a port that a service's external address does not define;
+    /// whoever sent it would send it back.
+    Loop = 13 "loop",
 }
 
 impl Reason {

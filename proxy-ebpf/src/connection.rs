@@ -8,6 +8,7 @@
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use proxy_common::addr::{Port, Protocol};
 use proxy_common::frontend::Origin;
+use proxy_common::link::{LINK_PODS, NODE_ADDR_NODE_PORTS};
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
     HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
@@ -15,7 +16,7 @@ use proxy_common::rewrite::{
 };
 use proxy_common::{clock, pick};
 
-use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PORT_COUNT, PORT_FIRST, Scratch};
+use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PODS_BY_LINK, PORT_COUNT, PORT_FIRST, Scratch};
 use crate::rewrite::now;
 use crate::route::{Route, Routed};
 use crate::service;
@@ -89,9 +90,9 @@ fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
 /// The steps are subprograms called one after the other and not from each other: the stack of a call chain has 512 bytes in all.
 #[inline(always)]
 pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
-    let begun = match select(key) {
+    let begun = match select(skb, key) {
         Opened::Yes => begin(skb, key),
-        Opened::NotOurs if make_way(key) == Opened::Yes => Ok(()),
+        Opened::NotOurs if may_be_in_the_way(key) && make_way(key) == Opened::Yes => Ok(()),
         other => return other,
     };
     let written = begun
@@ -105,6 +106,13 @@ pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened
             Opened::Dropped
         }
     }
+}
+
+/// Is it worth to look for an entry that takes the replies for its own? Forwarded packets without handshake are the bulk of foreign
+/// traffic; a flow of theirs that is over is collected soon.
+#[inline(always)]
+fn may_be_in_the_way<A: Family>(key: &RewriteKey<A>) -> bool {
+    key.hook == HOOK_EGRESS || key.protocol == Protocol::Tcp.number()
 }
 
 /// A connection that dials no service, but whose replies an entry would take for its own: one that is over is removed.
@@ -150,23 +158,30 @@ fn make_way<A: Family>(key: &RewriteKey<A>) -> Opened {
 
 /// Finds the frontend that the packet dials and chooses a backend, which is left in the scratch room.
 #[inline(never)]
-fn select<A: Family>(key: &RewriteKey<A>) -> Opened {
-    let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol) else {
+fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
+    let Some(frontend) = service::frontend(key.dst, key.dst_port, key.protocol, NODE_ADDR_NODE_PORTS) else {
         return Opened::NotOurs;
     };
-    let Some(scratch) = scratch::<A>() else {
+    let (Some(scratch), Some(settings)) = (scratch::<A>(), A::settings()) else {
+        maps::count(Reason::RewriteFailed);
         return Opened::Dropped;
     };
-    let pods = A::pod_cidr();
+    let by_link = PODS_BY_LINK.load() != 0;
+    let has_pods = by_link || settings.pods.set != 0;
+    let is_pod = if by_link {
+        is_pod_link(skb)
+    } else {
+        settings.pods.contains(&key.src)
+    };
     let origin = if key.hook == HOOK_EGRESS {
         Origin::Host
-    } else if pods.set != 0 && key.src.is_in(&pods.addr, &pods.mask) {
+    } else if is_pod {
         Origin::Pod
     } else {
         Origin::External
     };
     scratch.service = frontend.service;
-    scratch.masquerades = u32::from(frontend.masquerades(origin, pods.set != 0, MASQUERADE_ALL.load() != 0));
+    scratch.masquerades = u32::from(frontend.masquerades(origin, has_pods, MASQUERADE_ALL.load() != 0));
     match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
         Ok(slot) => {
             scratch.slot = slot;
@@ -181,6 +196,13 @@ fn select<A: Family>(key: &RewriteKey<A>) -> Opened {
             }
         }
     }
+}
+
+/// Does what arrives over the packet's interface come from a pod (S114)?
+#[inline(always)]
+fn is_pod_link(skb: *mut __sk_buff) -> bool {
+    // SAFETY: a context field, read at its declared width; and one word of the value, at once.
+    unsafe { LINKS.get((*skb).ifindex) }.is_some_and(|link| link.flags & LINK_PODS != 0)
 }
 
 /// Leaves the entry for requests to the chosen backend in the scratch room.
@@ -334,6 +356,15 @@ fn claim_node_port<A: Route>(skb: *mut __sk_buff, protocol: u8, scratch: &mut Sc
         protocol,
         HOOK_EGRESS,
     );
+    if let Some(known) = A::rewrite(key) {
+        // Another CPU is opening the same flow, or its request entry was lost. It keeps the port that its endpoint has seen.
+        // SAFETY: the slot stays allocated while the program runs, and its tuple does not change.
+        *back_key = key.partner(unsafe { &*known });
+        if A::rewrite(back_key).is_some() {
+            return Ok(());
+        }
+        A::remove_rewrite(key);
+    }
     let mut port = request.src_port;
     let mut turn = 0;
     while turn < MASQUERADE_TURNS {
@@ -350,11 +381,16 @@ fn claim_node_port<A: Route>(skb: *mut __sk_buff, protocol: u8, scratch: &mut Sc
         };
         *back = back_key.rewrite_to(request.dst, request.dst_port, request.src, request.src_port, meta);
         if !A::has_socket(skb, back_key, words) && claim_back(back_key, back, partner) {
-            if A::insert_rewrite(key, outward, BPF_ANY) {
+            if A::insert_rewrite(key, outward, BPF_NOEXIST) {
                 return Ok(());
             }
             A::remove_rewrite(back_key);
-            return Err(Reason::RewriteTableFull);
+            // Another CPU was faster with this very flow; its port stands.
+            return if A::rewrite(key).is_some() {
+                Ok(())
+            } else {
+                Err(Reason::RewriteTableFull)
+            };
         }
         port = random_port();
         turn += 1;
@@ -394,6 +430,10 @@ fn publish<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
     if !won {
         scratch.partner = key.partner(&scratch.request);
         A::remove_rewrite(&scratch.partner);
+        if scratch.leaves_by != 0 {
+            A::remove_rewrite(&scratch.key);
+            A::remove_rewrite(&scratch.back_key);
+        }
     }
     if winner.is_some() {
         Ok(())

@@ -18,6 +18,7 @@ mod rewrite;
 mod route;
 mod service;
 mod socket;
+mod stray;
 mod tc;
 mod unusual;
 

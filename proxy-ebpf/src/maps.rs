@@ -11,14 +11,15 @@ use aya_ebpf::macros::btf_map;
 use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
-use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST, Prefix};
+use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST};
 use proxy_common::fragment::{FragmentKey, Ports};
 use proxy_common::frontend::{Frontend, FrontendKey};
-use proxy_common::link::{Link, NODE_ADDR_NODE_PORTS, NodeAddr};
+use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::reason::{REASON_SLOTS, Reason};
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::settings::Settings;
 use proxy_common::socket::SocketFlows;
 use proxy_common::source_range::SourceRangeKey;
 
@@ -64,6 +65,11 @@ static SRC_RANGES6: LpmTrie<[u8; 20], u32, { names::SRC_RANGES_CAPACITY }> = Lpm
 static NODE_ADDRS4: HashMap<Addr4, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static NODE_ADDRS6: HashMap<Addr6, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+static SETTINGS4: Array<Settings<Addr4>, 1> = Array::new();
+#[btf_map]
+static SETTINGS6: Array<Settings<Addr6>, 1> = Array::new();
 
 #[btf_map]
 static SOCKETS4: SkStorage<SocketFlows<Addr4>> = SkStorage::new();
@@ -114,17 +120,7 @@ static SCRATCH4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new();
 static SCRATCH6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
 
 #[unsafe(no_mangle)]
-static POD_CIDR4: Global<Prefix<Addr4>> = Global::new(Prefix {
-    addr: Addr4([0; 4]),
-    mask: Addr4([0; 4]),
-    set: 0,
-});
-#[unsafe(no_mangle)]
-static POD_CIDR6: Global<Prefix<Addr6>> = Global::new(Prefix {
-    addr: Addr6([0; 16]),
-    mask: Addr6([0; 16]),
-    set: 0,
-});
+pub(crate) static PODS_BY_LINK: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HOST_NETNS: Global<u64> = Global::new(0);
 #[unsafe(no_mangle)]
@@ -172,14 +168,14 @@ pub(crate) trait Family: Address {
     fn remember_affinity(key: &AffinityKey<Self>, value: &Affinity<Self>);
     /// Is the client in one of the source ranges of the service?
     fn is_source_allowed(key: &SourceRangeKey<Self>) -> bool;
-    /// Are node ports served on the address: is it one of this node's, with the flag?
-    fn has_node_ports(addr: &Self) -> bool;
+    /// Are node ports served on the address: is it one of this node's, with one of these `NODE_ADDR_*` bits?
+    fn has_node_ports(addr: &Self, bits: u32) -> bool;
     /// Is the address one of this node (`NODE_ADDRS4/6`)?
     fn is_node(addr: &Self) -> bool;
     /// The node's address for packets that leave by `link`; zero if it has none.
     fn link_addr(link: &Link) -> Self;
-    /// `POD_CIDR4/6`.
-    fn pod_cidr() -> Prefix<Self>;
+    /// `SETTINGS4/6`, in place: the agent may be writing it, so that for a moment a prefix is none.
+    fn settings() -> Option<&'static Settings<Self>>;
     /// This CPU's scratch room.
     fn scratch() -> Option<*mut Scratch<Self>>;
     /// `SOCKETS4/6`.
@@ -187,7 +183,7 @@ pub(crate) trait Family: Address {
 }
 
 macro_rules! family {
-    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $pod_cidr:ident, $link_addr:ident) => {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $settings:ident, $link_addr:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
@@ -246,9 +242,9 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn has_node_ports(addr: &Self) -> bool {
+            fn has_node_ports(addr: &Self, bits: u32) -> bool {
                 // SAFETY: one word of plain old data is read at once.
-                unsafe { $node_addrs.get(addr) }.is_some_and(|addr| addr.flags & NODE_ADDR_NODE_PORTS != 0)
+                unsafe { $node_addrs.get(addr) }.is_some_and(|addr| addr.flags & bits != 0)
             }
 
             #[inline(always)]
@@ -262,8 +258,8 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn pod_cidr() -> Prefix<Self> {
-                $pod_cidr.load()
+            fn settings() -> Option<&'static Settings<Self>> {
+                $settings.get(0)
             }
 
             #[inline(always)]
@@ -290,7 +286,7 @@ family!(
     NODE_ADDRS4,
     SOCKETS4,
     SCRATCH4,
-    POD_CIDR4,
+    SETTINGS4,
     addr4
 );
 family!(
@@ -304,6 +300,6 @@ family!(
     NODE_ADDRS6,
     SOCKETS6,
     SCRATCH6,
-    POD_CIDR6,
+    SETTINGS6,
     addr6
 );

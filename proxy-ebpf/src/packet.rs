@@ -87,6 +87,8 @@ pub(crate) trait Headers: Family {
     const ETHERTYPE: u16;
     /// Bytes of the IP header without options.
     const HEADER: usize;
+    /// Offset of the destination address in it.
+    const DESTINATION: usize;
     /// Does the L4 checksum's update need a flag of its own?
     const IS_V6: bool;
 
@@ -131,6 +133,7 @@ fn parse_l4<A: Family>(ctx: &TcContext, network: Network<A>, hook: u8) -> Option
 impl Headers for Addr4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = IPV4_HEADER;
+    const DESTINATION: usize = 16;
     const IS_V6: bool = false;
     const ICMP: u8 = 1;
 
@@ -145,7 +148,7 @@ impl Headers for Addr4 {
             }
             Network {
                 src: field(ip, 12),
-                dst: field(ip, 16),
+                dst: field(ip, Self::DESTINATION),
                 protocol: field(ip, 9),
                 checksum: field(ip, 10),
                 l4: L2 + header_len,
@@ -158,6 +161,7 @@ impl Headers for Addr4 {
 impl Headers for Addr6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = IPV6_HEADER;
+    const DESTINATION: usize = 24;
     const IS_V6: bool = true;
     const ICMP: u8 = 58;
 
@@ -168,7 +172,7 @@ impl Headers for Addr6 {
         let network = unsafe {
             Network {
                 src: field(ip, 8),
-                dst: field(ip, 24),
+                dst: field(ip, Self::DESTINATION),
                 protocol: field(ip, 6),
                 checksum: 0,
                 l4: L2 + IPV6_HEADER,

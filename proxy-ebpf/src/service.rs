@@ -6,7 +6,7 @@ use proxy_common::addr::Port;
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::{
-    FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey, Origin, Range,
+    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey, Origin, Range,
 };
 use proxy_common::pick;
 use proxy_common::reason::Reason;
@@ -16,16 +16,23 @@ use crate::maps::Family;
 use crate::rewrite::now;
 
 /// The frontend a packet or socket dials, if it is one of ours: the very address and port first (S38), then a node port if the
-/// address is one of the node's, and last the stand-in for ports that a service address does not define (S77).
+/// address is one of the node's with one of these `NODE_ADDR_*` bits, and last the stand-in for ports that a cluster IP does not
+/// define (S77).
+///
+/// Every foreign UDP packet comes here, so what it cannot be is found out without a look-up.
 #[inline(always)]
-pub(crate) fn frontend<A: Family>(addr: A, port: Port, protocol: u8) -> Option<&'static Frontend> {
+pub(crate) fn frontend<A: Family>(addr: A, port: Port, protocol: u8, node_addr: u32) -> Option<&'static Frontend> {
     if let Some(frontend) = A::frontend(&FrontendKey::new(addr, port, protocol)) {
         return Some(frontend);
     }
-    if A::has_node_ports(&addr) {
+    let settings = A::settings()?;
+    if settings.may_be_node_port(port) && A::has_node_ports(&addr, node_addr) {
         return A::frontend(&FrontendKey::new(A::zeroed(), port, protocol));
     }
-    A::frontend(&FrontendKey::new(addr, Port([0; 2]), 0))
+    if !settings.may_be_service(&addr) {
+        return None;
+    }
+    A::frontend(&FrontendKey::new(addr, Port([0; 2]), 0)).filter(|marker| marker.flags & FRONTEND_CLUSTER_IP != 0)
 }
 
 /// Room for the keys of [`resolve`]: a tc program's scratch room, or the stack of a socket hook, which may be interrupted by another

@@ -6,6 +6,8 @@
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
 //!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.)
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
+//! * Node ports at the loopback address (S90): of the node alone, and not if the socket is bound to an address, since nobody else
+//!   takes packets from 127.0.0.1.
 //!
 //! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
 //! IPv4 hook for its sendmsg and the IPv6 hook for everything else.
@@ -13,11 +15,13 @@
 use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, Frontend, Origin};
+use proxy_common::link::{NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS};
 use proxy_common::reason::Reason;
 use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
 
@@ -41,6 +45,8 @@ pub(crate) trait Context {
     fn addr(&self) -> Self::Addr;
     /// Replaces it.
     fn set_addr(&self, addr: Self::Addr);
+    /// Has the socket a source address already?
+    fn is_bound(&self) -> bool;
 
     /// Its port.
     #[inline(always)]
@@ -84,6 +90,11 @@ impl Context for Ipv4 {
     fn set_addr(&self, addr: Addr4) {
         // SAFETY: a context field, written at its declared width.
         unsafe { core::ptr::addr_of_mut!((*self.0.sock_addr).user_ip4).write_volatile(bytemuck::cast(addr)) };
+    }
+
+    #[inline(always)]
+    fn is_bound(&self) -> bool {
+        is_bound4(&self.0)
     }
 }
 
@@ -131,6 +142,18 @@ impl Context for Ipv6 {
         set_word(&self.0, 2, c);
         set_word(&self.0, 3, d);
     }
+
+    #[inline(always)]
+    fn is_bound(&self) -> bool {
+        // SAFETY: the context's socket is never null in these hooks, and the fields are read at their declared width.
+        unsafe {
+            let source = core::ptr::addr_of!((*socket(&self.0)).src_ip6).cast::<u32>();
+            source.read_volatile() != 0
+                || source.add(1).read_volatile() != 0
+                || source.add(2).read_volatile() != 0
+                || source.add(3).read_volatile() != 0
+        }
+    }
 }
 
 impl Context for Mapped {
@@ -150,6 +173,25 @@ impl Context for Mapped {
     fn set_addr(&self, addr: Addr4) {
         set_word(&self.0, 3, bytemuck::cast(addr));
     }
+
+    #[inline(always)]
+    fn is_bound(&self) -> bool {
+        is_bound4(&self.0)
+    }
+}
+
+/// The context's socket.
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *const bpf_sock {
+    // SAFETY: a context field, read at its declared width.
+    unsafe { (*ctx.sock_addr).__bindgen_anon_1.sk }
+}
+
+/// Has a socket that dials an IPv4 address a source address already?
+#[inline(always)]
+fn is_bound4(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context's socket is never null in these hooks, and the field is read at its declared width.
+    unsafe { core::ptr::addr_of!((*socket(ctx)).src_ip4).read_volatile() != 0 }
 }
 
 /// Does the context of an IPv6 hook hold an IPv4-mapped address?
@@ -191,7 +233,7 @@ fn is_connected(ctx: &SockAddrContext) -> bool {
     /// `TCP_ESTABLISHED`, which is the state of connected UDP sockets too.
     const ESTABLISHED: u32 = 1;
     // SAFETY: the context's socket is never null in these hooks, and the field is read at its declared width.
-    unsafe { core::ptr::addr_of!((*(*ctx.sock_addr).__bindgen_anon_1.sk).state).read_volatile() == ESTABLISHED }
+    unsafe { core::ptr::addr_of!((*socket(ctx)).state).read_volatile() == ESTABLISHED }
 }
 
 #[inline(always)]
@@ -222,21 +264,34 @@ fn resolve<A: Family>(frontend: &Frontend, origin: Origin) -> Result<&'static Ba
     service::backend(slot)
 }
 
+/// Which of the node's addresses serve node ports for the socket, as `NODE_ADDR_*` bits. To a pod the loopback address is its own.
+#[inline(always)]
+fn node_ports_for<C: Context>(c: &C, origin: Origin) -> u32 {
+    if origin == Origin::Host && !c.is_bound() {
+        NODE_ADDR_NODE_PORTS | NODE_ADDR_SOCKETS
+    } else {
+        NODE_ADDR_NODE_PORTS
+    }
+}
+
 /// `connect`: the destination becomes a backend, and the socket remembers what was dialled.
 #[inline(always)]
 pub(crate) fn connect<C: Context>(c: &C) -> i32 {
     let ctx = c.ctx();
-    if !is_protocol(ctx, Protocol::Tcp) {
-        return PROCEED;
-    }
+    let origin = if is_node(ctx) { Origin::Host } else { Origin::Pod };
     let (addr, port) = (c.addr(), c.port());
-    let Some(frontend) = service::frontend(addr, port, Protocol::Tcp.number()) else {
+    let protocol = if is_protocol(ctx, Protocol::Tcp) {
+        Protocol::Tcp
+    } else if is_protocol(ctx, Protocol::Udp) && origin == Origin::Host && C::Addr::is_node(&addr) {
+        Protocol::Udp
+    } else {
         return PROCEED;
     };
-    let origin = if is_node(ctx) { Origin::Host } else { Origin::Pod };
-    if !is_exact(frontend, origin) {
+    let frontend = service::frontend(addr, port, protocol.number(), node_ports_for(c, origin));
+    let Some(frontend) = frontend.filter(|frontend| is_exact(frontend, origin)) else {
+        forget(c);
         return PROCEED;
-    }
+    };
     let backend: &Backend<C::Addr> = match resolve(frontend, origin) {
         Ok(backend) => backend,
         Err(reason) => return unserved(reason),
@@ -257,7 +312,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
         return PROCEED;
     }
     let (addr, port) = (c.addr(), c.port());
-    let Some(frontend) = service::frontend(addr, port, Protocol::Udp.number()) else {
+    let Some(frontend) = service::frontend(addr, port, Protocol::Udp.number(), node_ports_for(c, Origin::Host)) else {
         return PROCEED;
     };
     if !is_exact(frontend, Origin::Host) {
@@ -323,6 +378,18 @@ pub(crate) fn show_frontend<C: Context>(c: &C) -> i32 {
         i += 1;
     }
     PROCEED
+}
+
+/// The socket dials something that is not translated: what it dialled before is not its peer any more.
+#[inline(always)]
+fn forget<C: Context>(c: &C) {
+    // SAFETY: the context's socket; nothing is created.
+    let flows = unsafe { C::Addr::sockets().get_ptr_mut(c.ctx()) };
+    if !flows.is_null() {
+        // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock. A slot without a
+        // backend port is unused.
+        unsafe { (*flows).flows[0].backend_port = Port([0; 2]) };
+    }
 }
 
 /// What the socket remembers of a choice.

@@ -17,6 +17,7 @@ use crate::packet::{self, Headers, Packet};
 use crate::refuse::{self, Refuse};
 use crate::rewrite;
 use crate::route::{self, Route, Routed};
+use crate::stray;
 use crate::unusual::{self, Unusual, Walk};
 
 /// "No opinion": the next program of the interface and then the stack decide (`TCX_NEXT` is the same number).
@@ -46,7 +47,11 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
         None => match unusual::parse::<A, L2, HOOK>(ctx, packet.as_mut_ptr()) {
             // SAFETY: the answer says that the packet was written.
             Unusual::Packet => unsafe { packet.assume_init_ref() },
-            Unusual::Icmp => return icmp_error::translate::<A, L2, HOOK>(ctx),
+            Unusual::Icmp => match icmp_error::translate::<A, L2, HOOK>(ctx) {
+                PASS if HOOK == HOOK_EGRESS => return stray::unread::<A, L2>(ctx),
+                verdict => return verdict,
+            },
+            Unusual::NotOurs if HOOK == HOOK_EGRESS => return stray::unread::<A, L2>(ctx),
             Unusual::NotOurs => return PASS,
         },
     };
@@ -60,9 +65,10 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
         // SAFETY: a context field, read at its declared width. It is 0 for packets of this node itself: forwarded ones were looked
         // up when they came in.
         if HOOK == HOOK_EGRESS && unsafe { (*skb).ingress_ifindex } != 0 {
-            return PASS;
+            return stray::verdict(ctx, &packet.key.dst);
         }
         match connection::open(skb, &packet.key) {
+            Opened::NotOurs if HOOK == HOOK_EGRESS => return stray::verdict(ctx, &packet.key.dst),
             Opened::NotOurs => return PASS,
             Opened::Refused => {
                 A::unserved(ctx, &packet.key, "refused");
@@ -79,7 +85,13 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
             A::opened(ctx, &packet.key, unsafe { &*entry });
         }
     }
-    let Some(entry) = entry else { return PASS };
+    let Some(entry) = entry else {
+        return if HOOK == HOOK_EGRESS {
+            stray::verdict(ctx, &packet.key.dst)
+        } else {
+            PASS
+        };
+    };
     rewrite::touch(entry, packet);
     // SAFETY: the slot stays allocated while the program runs. Only its clock and state change after it was written, and those
     // are not read here.
@@ -104,6 +116,7 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
     if HOOK == HOOK_EGRESS && rewrite.flags & REWRITE_REROUTE != 0 {
         // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`).
         let Some(words) = A::scratch().map(|scratch| unsafe { &mut (*scratch).words }) else {
+            maps::count(Reason::RewriteFailed);
             return DROP;
         };
         return match A::route(skb, &rewrite.src, &rewrite.dst, words) {

@@ -16,6 +16,7 @@ use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
+use proxy_common::settings::{Prefix, Settings};
 
 /// Verdicts of the tc programs.
 pub const PASS: i32 = -1;
@@ -41,6 +42,8 @@ pub struct Constants {
     pub pods4: Option<([u8; 4], [u8; 4])>,
     /// IPv6 pod network as address and mask.
     pub pods6: Option<([u8; 16], [u8; 16])>,
+    /// Pods are told from others by their interface.
+    pub pods_by_link: bool,
     /// Source ports for masquerading: first and count.
     pub ports: (u32, u32),
     /// Most talkative level of aya-log that is kept, 0 for none.
@@ -53,6 +56,7 @@ impl Default for Constants {
             host_netns: 0,
             pods4: None,
             pods6: None,
+            pods_by_link: false,
             ports: (config::DEFAULT_PORT_FIRST, config::DEFAULT_PORT_COUNT),
             log_level: 0,
         }
@@ -89,20 +93,9 @@ impl Programs {
         // SAFETY: no memory is passed.
         let user = unsafe { libc::geteuid() };
         ensure!(user == 0, "loading eBPF programs needs root: run the tests as root");
-        fn prefix<A: Address>(network: Option<(A, A)>) -> config::Prefix<A> {
-            network.map_or(bytemuck::Zeroable::zeroed(), |(addr, mask)| config::Prefix {
-                addr,
-                mask,
-                set: 1,
-            })
-        }
-        let prefix4 = prefix(constants.pods4.map(|(addr, mask)| (Addr4(addr), Addr4(mask))));
-        let prefix6 = prefix(constants.pods6.map(|(addr, mask)| (Addr6(addr), Addr6(mask))));
-        let (prefix4, prefix6) = (Plain(prefix4), Plain(prefix6));
         let mut ebpf = EbpfLoader::new()
             .override_global(config::HOST_NETNS, &constants.host_netns, true)
-            .override_global(config::POD_CIDR4, &prefix4, true)
-            .override_global(config::POD_CIDR6, &prefix6, true)
+            .override_global(config::PODS_BY_LINK, &u32::from(constants.pods_by_link), true)
             .override_global(config::PORT_FIRST, &constants.ports.0, true)
             .override_global(config::PORT_COUNT, &constants.ports.1, true)
             .override_global(config::HAVE_SET_RETVAL, &1u32, true)
@@ -122,7 +115,10 @@ impl Programs {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the verifier rejects {name}"))?;
         }
-        Ok(Self { ebpf, next_backend: 0 })
+        let mut programs = Self { ebpf, next_backend: 0 };
+        programs.set_pods(constants.pods4.map(|(addr, mask)| (Addr4(addr), Addr4(mask))));
+        programs.set_pods(constants.pods6.map(|(addr, mask)| (Addr6(addr), Addr6(mask))));
+        Ok(programs)
     }
 
     /// What the kernel says of every program.
@@ -216,6 +212,27 @@ impl Programs {
         self.hash::<FrontendKey<A>, Frontend>(names::for_family::<A>(names::FRONTENDS))
             .insert(Plain(key), Plain(frontend), 0)
             .expect("frontend");
+    }
+
+    /// Changes what the programs know of the node and the cluster. At first every port may be a node port.
+    pub fn change_settings<A: Address>(&mut self, change: impl FnOnce(&mut Settings<A>)) {
+        let map = self
+            .ebpf
+            .map_mut(names::for_family::<A>(names::SETTINGS))
+            .expect("settings");
+        let mut array: Array<_, Plain<Settings<A>>> = Array::try_from(map).expect("array");
+        let mut settings = array.get(&0, 0).expect("settings").0;
+        change(&mut settings);
+        array.set(0, Plain(settings), 0).expect("settings");
+    }
+
+    fn set_pods<A: Address>(&mut self, pods: Option<(A, A)>) {
+        self.change_settings(|settings: &mut Settings<A>| {
+            settings.node_ports = [Port::new(0), Port::new(u16::MAX)];
+            if let Some((addr, mask)) = pods {
+                settings.pods = Prefix { addr, mask, set: 1 };
+            }
+        });
     }
 
     /// Makes an interface known.

@@ -16,8 +16,7 @@ use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
-use proxy_common::addr::{Addr4, Addr6, Address};
-use proxy_common::config::{self, Prefix};
+use proxy_common::config;
 use proxy_common::names;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -33,14 +32,6 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-e
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two looks at the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// A type of the kernel contract as aya wants it.
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-pub(crate) struct Plain<T>(pub(crate) T);
-
-// SAFETY: bytemuck's `Pod` promises what aya asks for: no padding, any bit pattern valid; the wrapper is transparent.
-unsafe impl<T: bytemuck::Pod> aya::Pod for Plain<T> {}
 
 /// Where things are pinned.
 #[derive(Clone, Debug)]
@@ -78,6 +69,7 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
         names::FRAGMENTS,
         names::AFFINITY,
         names::SRC_RANGES,
+        names::SETTINGS,
     ]
     .into_iter()
     .flatten()
@@ -124,8 +116,6 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let sizes = map_sizes(&pins, options)?;
     let ports = probe::masquerade_ports();
     let constants = Constants {
-        pod_cidr4: Plain(prefix(&options.pod_cidrs)),
-        pod_cidr6: Plain(prefix(&options.pod_cidrs)),
         host_netns: sys::netns_cookie()
             .map_err(DatapathError::call("SO_NETNS_COOKIE", "the agent's network namespace"))?,
         masquerade_all: u32::from(options.masquerade_all),
@@ -261,8 +251,6 @@ impl std::fmt::Display for Shape {
 
 /// The load-time constants; names in `proxy_common::config`.
 struct Constants {
-    pod_cidr4: Plain<Prefix<Addr4>>,
-    pod_cidr6: Plain<Prefix<Addr6>>,
     host_netns: u64,
     masquerade_all: u32,
     socket_pods: u32,
@@ -271,20 +259,6 @@ struct Constants {
     port_first: u32,
     port_count: u32,
     log_level: u8,
-}
-
-/// The first prefix of a family, in wire order.
-fn prefix<A: Address>(prefixes: &[ipnet::IpNet]) -> Prefix<A> {
-    prefixes
-        .iter()
-        .find_map(|net| {
-            Some(Prefix {
-                addr: A::from_ip(net.network())?,
-                mask: A::from_ip(net.netmask())?,
-                set: 1,
-            })
-        })
-        .unwrap_or_else(bytemuck::Zeroable::zeroed)
 }
 
 fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants) -> Result<Ebpf, DatapathError> {
@@ -297,8 +271,6 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
     }
     // A constant that no program uses is not in the object; that is no error.
     loader
-        .override_global(config::POD_CIDR4, &constants.pod_cidr4, false)
-        .override_global(config::POD_CIDR6, &constants.pod_cidr6, false)
         .override_global(config::HOST_NETNS, &constants.host_netns, false)
         .override_global(config::MASQUERADE_ALL, &constants.masquerade_all, false)
         .override_global(config::SOCKET_PODS, &constants.socket_pods, false)

@@ -14,6 +14,7 @@ use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
@@ -58,6 +59,7 @@ pub(super) struct MemoryFamily<A> {
     pub(super) source_ranges: BTreeSet<(u32, A, u32)>,
     pub(super) affinity: BTreeSet<AffinityKey<A>>,
     pub(super) node_addrs: BTreeMap<A, NodeAddr>,
+    pub(super) settings: Settings<A>,
     writes: Writes,
 }
 
@@ -70,6 +72,7 @@ impl<A: Address> MemoryFamily<A> {
             source_ranges: BTreeSet::new(),
             affinity: BTreeSet::new(),
             node_addrs: BTreeMap::new(),
+            settings: bytemuck::Zeroable::zeroed(),
             writes,
         }
     }
@@ -279,6 +282,16 @@ where
 
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError> {
         self.family_mut().node_addrs.remove(addr);
+        Ok(())
+    }
+
+    fn settings(&self) -> Result<Settings<A>, TableError> {
+        Ok(self.family().settings)
+    }
+
+    fn set_settings(&mut self, value: &Settings<A>) -> Result<(), TableError> {
+        self.writes.next("SETTINGS")?;
+        self.family_mut().settings = *value;
         Ok(())
     }
 }

@@ -21,6 +21,7 @@ mod memory;
 mod options;
 mod probe;
 mod ranges;
+mod settings;
 mod sync;
 pub(crate) mod sys;
 pub(crate) mod tables;
@@ -30,6 +31,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6};
 use proxy_common::clock;
 use proxy_common::reason::Reason;
@@ -39,6 +41,7 @@ use self::flows::Services;
 use self::gc::Collector;
 use self::links::Links;
 use self::loader::Loaded;
+use self::settings::NodeSettings;
 use self::sync::{GRACE, Sync};
 use self::tables::BpfTables;
 #[cfg(test)]
@@ -77,6 +80,7 @@ pub struct Datapath {
     loaded: Loaded,
     tables: BpfTables,
     sync: Sync,
+    settings: NodeSettings,
     sockets: Option<Sockets>,
     links: Links,
     collectors: [Collector; 2],
@@ -130,8 +134,16 @@ impl Datapath {
         let table = |error: TableError| {
             DatapathError::call("reading", loaded.pins.maps.display())(std::io::Error::other(error))
         };
-        let tables = BpfTables::open(&loaded.pins.maps, true).map_err(table)?;
+        let mut tables = BpfTables::open(&loaded.pins.maps, true).map_err(table)?;
         let sync = Sync::adopt(&tables).map_err(table)?;
+        let mut settings = NodeSettings::adopt(&tables, sync.v4.keys(), sync.v6.keys()).map_err(table)?;
+        settings.set_pods(&options.pod_cidrs);
+        // Before any program runs that reads them.
+        let mut report = SyncReport::default();
+        settings.flush(&mut tables, &mut report);
+        if let Some(failure) = report.failed.pop() {
+            return Err(DatapathError::call("writing", failure.object)(std::io::Error::other(failure.error)));
+        }
         let links = Links::open(
             options.interfaces,
             options.node_port_addresses,
@@ -160,6 +172,7 @@ impl Datapath {
             loaded,
             tables,
             sync,
+            settings,
             sockets,
             links,
             collectors: Default::default(),
@@ -177,8 +190,22 @@ impl Datapath {
     /// that a former agent left.
     pub fn apply(&mut self, changes: Vec<(ServicePortName, Option<ServicePortPlan>)>) -> SyncReport {
         let now = self.now();
+        let mut settings = SyncReport::default();
+        for plan in changes.iter().filter_map(|(_, plan)| plan.as_ref()) {
+            self.settings.expect(plan);
+        }
+        self.settings.flush(&mut self.tables, &mut settings);
         let mut report = self.sync.apply(&mut self.tables, changes, now);
+        report.failed.extend(settings.failed);
         self.move_flows(&mut report, now);
+        report
+    }
+
+    /// Cluster IPs are taken from these networks: what leaves the node for another address of them belongs to nobody (S78).
+    pub fn set_service_networks(&mut self, networks: &[IpNet]) -> SyncReport {
+        let mut report = SyncReport::default();
+        self.settings.set_networks(networks);
+        self.settings.flush(&mut self.tables, &mut report);
         report
     }
 
@@ -242,6 +269,7 @@ impl Datapath {
                 self.retry = (now, SOON);
             }
         }
+        self.settings.flush(&mut self.tables, &mut report);
         self.collect(&mut report);
         if self.repaired.elapsed() >= REPAIR_INTERVAL {
             self.repaired = Instant::now();

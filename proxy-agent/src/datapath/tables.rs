@@ -16,6 +16,7 @@ use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
+use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
@@ -60,6 +61,10 @@ pub(crate) trait FamilyTables<A: Address> {
     fn set_node_addr(&mut self, addr: &A, value: &NodeAddr) -> Result<(), TableError>;
     /// Removes a local address.
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError>;
+    /// The settings.
+    fn settings(&self) -> Result<Settings<A>, TableError>;
+    /// Writes the settings; programs may read them meanwhile.
+    fn set_settings(&mut self, value: &Settings<A>) -> Result<(), TableError>;
 }
 
 /// A row of the rewrite table.
@@ -81,7 +86,7 @@ pub(crate) trait Tables: FamilyTables<Addr4> + FamilyTables<Addr6> {
     fn remove_link(&mut self, ifindex: u32) -> Result<(), TableError>;
 }
 
-/// A hash map of the kernel with known layout.
+/// A hash map of the kernel with known layout, or an array by index.
 pub(crate) struct Hash<K, V> {
     map: MapData,
     name: &'static str,
@@ -179,6 +184,7 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) node_addrs: Hash<A, NodeAddr>,
     pub(crate) source_ranges: Hash<SourceRangeKey<A>, u32>,
     pub(crate) affinity: Hash<AffinityKey<A>, Affinity<A>>,
+    settings: Hash<u32, Settings<A>>,
 }
 
 impl<A: Address> BpfFamily<A> {
@@ -198,6 +204,7 @@ impl<A: Address> BpfFamily<A> {
                 "nothing, but use fewer loadBalancerSourceRanges",
             )?,
             affinity: Hash::open(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
+            settings: Hash::open(dir, names::for_family::<A>(names::SETTINGS), "nothing: it has one slot")?,
         })
     }
 }
@@ -347,6 +354,15 @@ where
 
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError> {
         self.family_mut().node_addrs.remove(addr).map(drop)
+    }
+
+    fn settings(&self) -> Result<Settings<A>, TableError> {
+        let found = self.family().settings.get(&0)?;
+        Ok(found.unwrap_or_else(bytemuck::Zeroable::zeroed))
+    }
+
+    fn set_settings(&mut self, value: &Settings<A>) -> Result<(), TableError> {
+        self.family_mut().settings.set(&0, value)
     }
 }
 

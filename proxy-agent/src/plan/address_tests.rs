@@ -331,5 +331,5 @@ fn a_family_without_cluster_ip_has_no_address_at_all() {
     single.load_balancer_ips.push(ip("2001:db8::10"));
     let plans = plan(&[single], SPREAD);
     assert!(plans[0].1.v6.frontends.is_empty(), "S18, S19");
-    assert_eq!(plans[0].1.v4.frontends.len(), 5);
+    assert_eq!(plans[0].1.v4.frontends.len(), 7);
 }

@@ -38,8 +38,12 @@ pub fn frontends<A: Address>(service: &Service, port: &ServicePort, has_source_r
     if let Some(node_port) = port.node_port {
         add(A::zeroed(), node_port, external);
     }
-    // Every port of the Service says so: the marker stays as long as one of them does.
-    add(cluster_ip, Port::new(0), FRONTEND_CLUSTER_IP | FRONTEND_UNDEFINED);
+    // Every port of the Service says so: the markers stay as long as one of them does.
+    let undefined = Port::new(0);
+    add(cluster_ip, undefined, FRONTEND_CLUSTER_IP | FRONTEND_UNDEFINED);
+    for addr in of_family(&service.load_balancer_ips).chain(of_family(&service.external_ips)) {
+        add(addr, undefined, FRONTEND_UNDEFINED);
+    }
     frontends
 }
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
-use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, Origin, Range};
+use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, Origin, Range};
 
 use super::{FamilyPlan, FrontendPlan, ServicePortName, ServicePortPlan};
 
@@ -92,7 +92,9 @@ fn rank<A: Address>(
     packet: &Packet,
 ) -> Option<u8> {
     if frontend.flags & FRONTEND_UNDEFINED != 0 {
-        return (frontend.addr == addr).then_some(2);
+        // Other ports of an external address are the host's, or whosever it is.
+        let refuses = frontend.addr == addr && frontend.flags & FRONTEND_CLUSTER_IP != 0;
+        return refuses.then_some(2);
     }
     if protocol != packet.protocol || frontend.port.get() != packet.port {
         return None;

@@ -379,6 +379,11 @@ impl<A: Address> FamilySync<A> {
         (self.ranges.taken(), self.frontends.len())
     }
 
+    /// The keys of all frontends that the kernel holds.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &FrontendKey<A>> {
+        self.frontends.keys()
+    }
+
     /// A frontend as the kernel holds it.
     pub(crate) fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend> {
         self.frontends.get(key)

@@ -1,0 +1,42 @@
+//! The last look at what leaves the node untranslated. A packet for an address of the service network that is still addressed to it
+//! here belongs to nobody: an address that no Service has (S78), a ping (S79), the middle of a connection that nobody knows. Sent
+//! on, it would come back from the router that sends such addresses here, and so until its hop limit ends it.
+//!
+//! At the egress hook, not at ingress, because another proxy on the node may translate in between. Nothing is said to the sender.
+
+use aya_ebpf::programs::TcContext;
+use proxy_common::addr::Port;
+use proxy_common::frontend::FrontendKey;
+use proxy_common::reason::Reason;
+
+use crate::maps;
+use crate::packet::{Headers, field, linear};
+use crate::tc::{DROP, PASS};
+
+/// The verdict for a packet that no entry translates, whose headers were not understood.
+#[inline(always)]
+pub(crate) fn unread<A: Headers, const L2: usize>(ctx: &TcContext) -> i32 {
+    let Some(ip) = linear::<u8>(ctx, L2, A::HEADER) else {
+        return PASS;
+    };
+    // SAFETY: the header is there, the destination is its last address.
+    let dst: A = unsafe { field(ip, A::DESTINATION) };
+    verdict(ctx, &dst)
+}
+
+/// The verdict for a packet to `dst` that no entry translates.
+#[inline(always)]
+pub(crate) fn verdict<A: Headers>(ctx: &TcContext, dst: &A) -> i32 {
+    if A::settings().is_some_and(|settings| settings.is_service(dst)) {
+        maps::count(Reason::Unallocated);
+        return DROP;
+    }
+    let skb = ctx.skb.skb;
+    // SAFETY: context fields, read at their declared width.
+    let returns = unsafe { (*skb).ingress_ifindex == (*skb).ifindex };
+    if returns && A::frontend(&FrontendKey::new(*dst, Port([0; 2]), 0)).is_some() {
+        maps::count(Reason::Loop);
+        return DROP;
+    }
+    PASS
+}
