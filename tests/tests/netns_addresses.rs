@@ -55,6 +55,11 @@ fn outside_addresses_reach_the_whole_cluster() {
             everybody,
             "{what}"
         );
+        assert_eq!(
+            world.agents[0].run(|| answered_by(ENOUGH, &what, || echo::udp(target))),
+            everybody,
+            "UDP {what}"
+        );
     }
     // Through the other node, whatever it has (S80).
     for target in world.topology.node(1).sockets(NODE_PORT) {
