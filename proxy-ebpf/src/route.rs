@@ -2,8 +2,8 @@
 //! another route, or in at another interface.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
-    bpf_sock_tuple,
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_INGRESS, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_sock_tuple,
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup as fib_lookup, bpf_redirect, bpf_redirect_neigh, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
@@ -57,8 +57,12 @@ pub(crate) trait Route: Store {
                 0,
             )
         };
-        // Without a neighbour entry the stack (or bpf_redirect_neigh) resolves it.
-        if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        // Without a neighbour entry the stack (or bpf_redirect_neigh) resolves it. A packet that is too large for the interface tells
+        // nothing about the route: the stack fragments it, or complains to its sender (S152, S153).
+        if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
+            || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
+            || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)
+        {
             Routed::Forward(params.ifindex)
         } else {
             Routed::Stack

@@ -247,13 +247,22 @@ pub struct Held {
 impl Held {
     /// Connects.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        Self::over(TcpStream::connect_timeout(&server, PATIENCE)?)
+    }
+
+    /// Uses a connection that is there already.
+    pub fn over(stream: TcpStream) -> Result<Self, Failure> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self {
             reader: BufReader::new(stream),
         })
+    }
+
+    /// The connection itself.
+    pub fn stream(&self) -> &TcpStream {
+        self.reader.get_ref()
     }
 
     /// One request and its answer.

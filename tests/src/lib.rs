@@ -14,6 +14,8 @@ pub mod maps;
 pub mod netns;
 pub mod process;
 pub mod programs;
+pub mod service;
+pub mod sockets;
 pub mod stats;
 pub mod topology;
 pub mod traffic;

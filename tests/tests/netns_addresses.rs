@@ -2,85 +2,22 @@
 //! policies, source ranges, affinity, undefined ports. Two nodes with two pods each, and a host outside.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
-use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::net::SocketAddr;
 
-use proxy_common::addr::Protocol;
 use proxy_tests::echo::{self, Failure};
-use proxy_tests::manifests;
-use proxy_tests::topology::{CLUSTER_CIDR, Host, Shape};
-use proxy_tests::world::{CLUSTER_IPS, ECHO, ENDPOINT_PORTS, SERVICE_PORTS, Setup, World, answered_by, names, vips};
+use proxy_tests::service::{self, EXTERNAL_IP, LB, NODE_PORT, outside, to_sockets};
+use proxy_tests::world::{World, answered_by, names, vips};
 use serde_json::{Value, json};
 
-const NODE_PORT: u16 = 30_080;
-/// Load-balancer and external addresses; nobody has them on an interface (S96, S98).
-const LB: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
-const EXTERNAL_IP: [&str; 2] = ["203.0.113.250", "2001:db8:113::250"];
 /// Enough that each of up to four backends is chosen: missing one has a chance of 2^-24 or less.
 const ENOUGH: usize = 60;
 
-/// Two nodes, an external host that sends the outside addresses to the first node, and the service with these changes.
 fn world(options: &[&'static str], pods: &[&str], change: impl Fn(&mut Value)) -> World {
-    let shape = Shape {
-        external: true,
-        ..Default::default()
-    };
-    let mut all = vec!["--cluster-cidr", CLUSTER_CIDR];
-    all.extend(options);
-    let world = World::new(&Setup {
-        shape,
-        options: all,
-        ..Default::default()
-    })
-    .unwrap();
-    let node = world.topology.node(0);
-    let (v4, v6) = (node.v4.to_string(), node.v6.to_string());
-    world.topology.external.as_ref().unwrap().run(|| {
-        for arguments in [
-            ["route", "add", "203.0.113.0/24", "via", &v4].as_slice(),
-            &["-6", "route", "add", "2001:db8:113::/64", "via", &v6],
-        ] {
-            assert!(Command::new("ip").args(arguments).status().unwrap().success());
-        }
-    });
-    publish(&world, pods, change);
-    world
+    service::world(options, pods, change).unwrap()
 }
 
-/// Writes the service as a load balancer with every kind of address, and waits until it is everywhere.
 fn publish(world: &World, pods: &[&str], change: impl Fn(&mut Value)) {
-    let mut service = manifests::service("web", &CLUSTER_IPS, &SERVICE_PORTS);
-    service["spec"]["type"] = json!("LoadBalancer");
-    service["spec"]["ports"][0]["nodePort"] = json!(NODE_PORT);
-    service["spec"]["ports"][1]["nodePort"] = json!(NODE_PORT);
-    service["spec"]["externalIPs"] = json!(EXTERNAL_IP);
-    service["status"] = json!({"loadBalancer": {"ingress": [{"ip": LB[0]}, {"ip": LB[1]}]}});
-    change(&mut service);
-    let endpoints = world.endpoints_of(pods);
-    let mut objects = vec![service];
-    objects.extend(manifests::slices("web", &ENDPOINT_PORTS, &endpoints));
-    world.write("web", &objects).unwrap();
-    for vip in vips() {
-        let family = endpoints.iter().filter(|(ip, _)| ip.is_ipv4() == vip.is_ipv4());
-        let backends: Vec<_> = family.map(|(ip, _)| SocketAddr::new(*ip, ECHO)).collect();
-        world.wait_for(vip, Protocol::Tcp, Some(&backends)).unwrap();
-    }
-}
-
-/// The outside addresses of the service in both families: nodePort of a node, load balancer, externalIP.
-fn outside(node: &Host) -> Vec<SocketAddr> {
-    let ports = [
-        node.sockets(NODE_PORT).to_vec(),
-        to_sockets(LB),
-        to_sockets(EXTERNAL_IP),
-    ];
-    ports.concat()
-}
-
-fn to_sockets(ips: [&str; 2]) -> Vec<SocketAddr> {
-    ips.iter()
-        .map(|ip| SocketAddr::new(ip.parse::<IpAddr>().unwrap(), 80))
-        .collect()
+    service::publish(world, pods, change).unwrap();
 }
 
 /// S80, S86, S94, S96, S98, S109: with the policy Cluster every kind of address leads to every endpoint, from everywhere, through
@@ -117,6 +54,11 @@ fn outside_addresses_reach_the_whole_cluster() {
             world.agents[0].run(|| answered_by(ENOUGH, &what, || echo::tcp(target))),
             everybody,
             "{what}"
+        );
+        assert_eq!(
+            world.agents[0].run(|| answered_by(ENOUGH, &what, || echo::udp(target))),
+            everybody,
+            "UDP {what}"
         );
     }
     // Through the other node, whatever it has (S80).
@@ -243,7 +185,7 @@ fn source_ranges_guard_load_balancer_addresses() {
     }
     let others = [
         world.topology.node(0).sockets(NODE_PORT).to_vec(),
-        to_sockets(EXTERNAL_IP),
+        to_sockets(EXTERNAL_IP).to_vec(),
     ]
     .concat();
     for target in others {
