@@ -96,7 +96,11 @@ mod tests {
         assert!(settings.may_be_service(&Addr4([10, 96, 0, 1])), "none is known");
         settings.networks[0] = network([10, 96, 0, 0], [255, 255, 0, 0]);
         settings.networks[1] = network([10, 112, 0, 0], [255, 255, 255, 0]);
-        for (addr, expected) in [([10, 96, 255, 1], true), ([10, 112, 0, 9], true), ([10, 112, 1, 9], false)] {
+        for (addr, expected) in [
+            ([10, 96, 255, 1], true),
+            ([10, 112, 0, 9], true),
+            ([10, 112, 1, 9], false),
+        ] {
             assert_eq!(settings.is_service(&Addr4(addr)), expected, "{addr:?}");
             assert_eq!(settings.may_be_service(&Addr4(addr)), expected, "{addr:?}");
         }

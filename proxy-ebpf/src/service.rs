@@ -6,7 +6,8 @@ use proxy_common::addr::Port;
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::frontend::{
-    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey, Origin, Range,
+    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey,
+    Origin, Range,
 };
 use proxy_common::pick;
 use proxy_common::reason::Reason;

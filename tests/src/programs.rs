@@ -214,7 +214,7 @@ impl Programs {
             .expect("frontend");
     }
 
-    /// Changes what the programs know of the node and the cluster. At first every port may be a node port.
+    /// Changes what the programs know of the node and the cluster.
     pub fn change_settings<A: Address>(&mut self, change: impl FnOnce(&mut Settings<A>)) {
         let map = self
             .ebpf
@@ -228,7 +228,7 @@ impl Programs {
 
     fn set_pods<A: Address>(&mut self, pods: Option<(A, A)>) {
         self.change_settings(|settings: &mut Settings<A>| {
-            settings.node_ports = [Port::new(0), Port::new(u16::MAX)];
+            settings.node_ports = [Port::new(30_000), Port::new(32_767)];
             if let Some((addr, mask)) = pods {
                 settings.pods = Prefix { addr, mask, set: 1 };
             }

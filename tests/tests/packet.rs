@@ -37,6 +37,8 @@ mod masquerade;
 mod sctp;
 #[path = "packet/services.rs"]
 mod services;
+#[path = "packet/strays.rs"]
+mod strays;
 #[path = "packet/unusual.rs"]
 mod unusual;
 #[path = "packet/verifier.rs"]

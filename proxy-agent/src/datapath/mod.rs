@@ -142,7 +142,9 @@ impl Datapath {
         let mut report = SyncReport::default();
         settings.flush(&mut tables, &mut report);
         if let Some(failure) = report.failed.pop() {
-            return Err(DatapathError::call("writing", failure.object)(std::io::Error::other(failure.error)));
+            return Err(DatapathError::call("writing", failure.object)(std::io::Error::other(
+                failure.error,
+            )));
         }
         let links = Links::open(
             options.interfaces,

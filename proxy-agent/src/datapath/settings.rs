@@ -182,7 +182,10 @@ mod tests {
         settings.set_networks(&nets(&["10.112.0.0/24"]));
         settings.flush(&mut tables, &mut report);
         assert_eq!(report.failed.len(), 1);
-        assert_eq!(tables.v4.settings.networks[0].set, 0, "neither the old network nor the new one");
+        assert_eq!(
+            tables.v4.settings.networks[0].set, 0,
+            "neither the old network nor the new one"
+        );
         settings.flush(&mut tables, &mut report);
         assert!(tables.v4.settings.is_service(&Addr4([10, 112, 0, 4])));
         assert!(!tables.v4.settings.is_service(&Addr4([10, 96, 0, 4])));
@@ -192,7 +195,9 @@ mod tests {
     fn too_many_networks_are_as_good_as_none() {
         let mut tables = MemoryTables::new(8);
         let mut settings = NodeSettings::adopt(&tables, [].iter(), [].iter()).unwrap();
-        let many: Vec<IpNet> = (0..=NETWORKS).map(|i| format!("10.{i}.0.0/16").parse().unwrap()).collect();
+        let many: Vec<IpNet> = (0..=NETWORKS)
+            .map(|i| format!("10.{i}.0.0/16").parse().unwrap())
+            .collect();
         settings.set_networks(&many);
         settings.flush(&mut tables, &mut SyncReport::default());
         assert!(tables.v4.settings.may_be_service(&Addr4([192, 0, 2, 1])));

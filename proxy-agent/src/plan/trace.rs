@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
-use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, Origin, Range};
+use proxy_common::frontend::{
+    FRONTEND_CLUSTER_IP, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, Origin, Range,
+};
 
 use super::{FamilyPlan, FrontendPlan, ServicePortName, ServicePortPlan};
 

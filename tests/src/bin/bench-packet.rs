@@ -3,7 +3,7 @@
 //! The figures are those of one run on one machine; ratios between the rows are what can be compared. Instructions are counted
 //! with the processor's counter around the whole run where the machine has one.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use perf_event::Builder;
@@ -11,6 +11,7 @@ use perf_event::events::Hardware;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::names::{TC_EGRESS, TC_INGRESS};
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, Meta, RewriteKey};
+use proxy_common::settings::{Prefix, Settings};
 use proxy_tests::programs::{Constants, Programs};
 use proxy_tests::wire::{End, L4, Tcp, packet};
 
@@ -46,6 +47,20 @@ fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) 
         vip.context("frontend")?,
         backend.context("backend")?,
     );
+    // As in a cluster, the service network is known; here it is one address.
+    let mask = A::from_ip(if A::FAMILY == 4 {
+        IpAddr::V4(Ipv4Addr::BROADCAST)
+    } else {
+        IpAddr::V6(Ipv6Addr::from(u128::MAX))
+    });
+    let mask = mask.context("mask")?;
+    programs.change_settings(|settings: &mut Settings<A>| {
+        settings.networks[0] = Prefix {
+            addr: vip,
+            mask,
+            set: 1,
+        };
+    });
     for (service, protocol, known, first) in [
         (1, Protocol::Tcp, L4::Tcp(Tcp::Ack), L4::Tcp(Tcp::Syn)),
         (2, Protocol::Udp, L4::Udp, L4::Udp),
