@@ -11,7 +11,7 @@ use proxy_common::names;
 
 use super::error::DatapathError;
 use super::links::remove_pin;
-use super::loader::{Programs, cgroup_id};
+use super::loader::{Programs, cgroup_id, repin};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
 
@@ -57,9 +57,17 @@ impl Sockets {
         let lost: Vec<&'static str> = self
             .links
             .iter()
-            .filter(|(name, link)| !intact(link) || !self.dir.join(name).exists())
+            .filter(|(_, link)| !intact(link))
             .map(|(name, _)| *name)
             .collect();
+        for (name, link) in self.links.iter().filter(|(name, _)| !lost.contains(name)) {
+            let pin = self.dir.join(name);
+            if sys::open_pin(&pin).is_err()
+                && let Err(error) = repin(link.as_fd(), &pin)
+            {
+                report.fail(pin.display(), error);
+            }
+        }
         for name in lost {
             tracing::warn!(program = name, "a socket program was taken away, attaching it again");
             match self.attach_one(name, programs) {

@@ -84,6 +84,21 @@ impl Classic {
         }
         // SAFETY: the kernel has just made this descriptor for us.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Answers come at once; the owner of the datapath must not wait for one that was lost.
+        let patience = libc::timeval { tv_sec: 5, tv_usec: 0 };
+        // SAFETY: the value lives through the call and its length is passed along.
+        let set = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_RCVTIMEO,
+                std::ptr::from_ref(&patience).cast(),
+                size_of_val(&patience) as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
         Ok(Self { socket, sequence: 0 })
     }
 

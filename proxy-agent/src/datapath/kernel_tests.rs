@@ -11,6 +11,7 @@ use proxy_common::backend::Backend;
 use proxy_common::frontend::FrontendKey;
 use proxy_common::rewrite::{HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, Meta, RewriteKey};
 
+use super::tables::Tables;
 use super::*;
 use crate::netlink::{LinkAddress, LinkInfo};
 use crate::plan::{Endpoints, FamilyPlan, FrontendPlan};
@@ -100,6 +101,8 @@ impl Drop for Bed {
         if let Err(error) = cleanup(&self.bpf_dir) {
             eprintln!("cleanup: {error}");
         }
+        // What a failed test put there is not ours to the clean-up.
+        let _gone = fs::remove_dir_all(&self.bpf_dir);
         let _gone = fs::remove_dir(&self.cgroup);
     }
 }
@@ -284,6 +287,79 @@ fn a_detached_link_is_attached_again() {
             let link = sys::open_pin(&path).unwrap();
             assert_eq!(sys::link_target(link.as_fd()).unwrap(), target);
         }
+    });
+}
+
+/// S163, S164: what somebody else changes or removes in the maps is written again, and what he adds is removed.
+#[test]
+fn the_maps_are_kept_as_they_were_written() {
+    in_namespace(|bed| {
+        let (name, plan) = service();
+        let mut datapath = Datapath::open(bed.options(AttachMode::Auto)).unwrap();
+        datapath.set_service_networks(&["10.96.0.0/16".parse().unwrap()]);
+        assert_ok(&datapath.apply(vec![(name, Some(plan))]));
+        assert_ok(&datapath.set_network(&network()));
+        assert_ok(&datapath.complete());
+        datapath.tick();
+        let dump = |datapath: &Datapath| {
+            let v4 = &datapath.tables.v4;
+            let slots: Vec<_> = (0..8).map(|slot| v4.backends.get(slot)).collect();
+            let frontends = v4.frontends.all().unwrap();
+            let settings = FamilyTables::<Addr4>::settings(&datapath.tables).unwrap();
+            let others = (
+                datapath.tables.services.all().unwrap(),
+                datapath.tables.links.all().unwrap(),
+            );
+            (frontends, slots, settings, others, v4.node_addrs.all().unwrap())
+        };
+        let before = dump(&datapath);
+
+        let tables = &mut datapath.tables;
+        let (key, frontend) = before.0[0];
+        let foreign = FrontendKey::new(Addr4([10, 96, 0, 99]), Port::new(1), 6);
+        tables.remove_frontend(&key).unwrap();
+        tables.set_frontend(&foreign, &frontend).unwrap();
+        FamilyTables::<Addr4>::set_backends(tables, frontend.cluster.first, &[bytemuck::Zeroable::zeroed()]).unwrap();
+        FamilyTables::<Addr4>::set_settings(tables, &bytemuck::Zeroable::zeroed()).unwrap();
+        Tables::remove_service(tables, frontend.service).unwrap();
+        Tables::remove_link(tables, index("left")).unwrap();
+        tables.remove_node_addr(&Addr4([192, 0, 2, 1])).unwrap();
+        assert_ne!(dump(&datapath), before);
+
+        datapath.audited -= AUDIT_INTERVAL;
+        datapath.tick();
+        assert_eq!(dump(&datapath), before);
+    });
+}
+
+/// S164: pins that somebody removes are made again, so that the next agent finds everything.
+#[test]
+fn removed_pins_are_made_again() {
+    in_namespace(|bed| {
+        let mut datapath = Datapath::open(bed.options(AttachMode::Tcx)).unwrap();
+        assert_ok(&datapath.set_network(&network()));
+        let pins = Pins::new(&bed.bpf_dir);
+        let list = || {
+            let mut all: Vec<_> = [&pins.maps, &pins.links]
+                .into_iter()
+                .flat_map(|dir| fs::read_dir(dir).unwrap())
+                .map(|entry| entry.unwrap().file_name())
+                .collect();
+            all.sort();
+            all
+        };
+        let before = list();
+        let id = |pin: &Path| {
+            let shown = run("bpftool", &format!("link show pinned {}", pin.display()));
+            shown.split(':').next().unwrap().to_owned()
+        };
+        let ingress = pins.links.join(format!("{}-ingress", index("left")));
+        let link = id(&ingress);
+        fs::remove_dir_all(&pins.root).unwrap();
+        datapath.repaired -= REPAIR_INTERVAL;
+        datapath.tick();
+        assert_eq!(list(), before);
+        assert_eq!(id(&ingress), link, "the link is the same: it was never off");
     });
 }
 

@@ -19,7 +19,7 @@ use proxy_common::names;
 
 use super::classic::{Classic, Filter};
 use super::error::{DatapathError, TableError};
-use super::loader::Programs;
+use super::loader::{Programs, repin};
 use super::options::{AttachMode, InterfaceFilter, NodePortAddresses};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
@@ -85,7 +85,7 @@ impl Links {
         };
         let table =
             |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
-        Ok(Self {
+        let mut links = Self {
             filter,
             node_ports: NodePorts {
                 addresses: node_ports,
@@ -96,12 +96,14 @@ impl Links {
             classic: Classic::open().map_err(DatapathError::call("opening", "an rtnetlink socket"))?,
             attached: BTreeMap::new(),
             ignored: BTreeSet::new(),
-            links: tables.links().map_err(table)?.into_iter().collect(),
-            node_addrs4: tables.node_addrs().map_err(table)?.into_iter().collect(),
-            node_addrs6: tables.node_addrs().map_err(table)?.into_iter().collect(),
+            links: BTreeMap::new(),
+            node_addrs4: HashMap::new(),
+            node_addrs6: HashMap::new(),
             network: None,
             pending: false,
-        })
+        };
+        links.read_back(tables).map_err(table)?;
+        Ok(links)
     }
 
     /// Programs on interfaces.
@@ -165,6 +167,21 @@ impl Links {
         self.pending |= report.failed.len() > failures;
     }
 
+    /// What the kernel holds may not be what was written.
+    pub(super) fn read_back(&mut self, tables: &impl Tables) -> Result<(), TableError> {
+        self.links = tables.links()?.into_iter().collect();
+        self.node_addrs4 = tables.node_addrs()?.into_iter().collect();
+        self.node_addrs6 = tables.node_addrs()?.into_iter().collect();
+        Ok(())
+    }
+
+    /// Writes and attaches again what differs from what netlink said last.
+    pub(super) fn refresh(&mut self, programs: &Programs, tables: &mut impl Tables, report: &mut SyncReport) {
+        if let Some(network) = self.network.take() {
+            self.set_network(&network, programs, tables, report);
+        }
+    }
+
     /// Attaches again what somebody took away (S164), and tries again what failed.
     pub(super) fn repair(&mut self, programs: &Programs, tables: &mut impl Tables, report: &mut SyncReport) {
         let Some(network) = self.network.take() else { return };
@@ -177,6 +194,13 @@ impl Links {
                     interface = attached.name,
                     "programs were taken away, attaching them again"
                 );
+            }
+        }
+        for (pin, link) in self.attached.values().flat_map(|attached| &attached.links) {
+            if sys::open_pin(pin).is_err()
+                && let Err(error) = repin(link.as_fd(), pin)
+            {
+                report.fail(pin.display(), error);
             }
         }
         if self.pending || !lost.is_empty() {
@@ -192,10 +216,10 @@ impl Links {
             return true;
         };
         if self.tcx {
-            attached.links.iter().all(|(pin, link)| {
-                pin.exists()
-                    && sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex))
-            })
+            attached
+                .links
+                .iter()
+                .all(|(_, link)| sys::link_target(link.as_fd()).is_ok_and(|at| at == LinkTarget::Interface(ifindex)))
         } else {
             DIRECTIONS.iter().all(|(egress, _)| {
                 let filters = self.classic.filters(ifindex, *egress);
@@ -220,13 +244,16 @@ impl Links {
             [names::TC_EGRESS_L3, names::TC_INGRESS_L3]
         };
         let mut links = Vec::new();
+        let mut pinned = Ok(());
         for ((egress, direction), name) in DIRECTIONS.into_iter().zip(names) {
             let program = programs
                 .get(name)
                 .ok_or_else(|| io::Error::other(format!("program {name} is not loaded")))?;
             let pin = self.dir.join(format!("{ifindex}-{direction}"));
             if self.tcx {
-                links.push((pin.clone(), attach_tcx(&pin, ifindex, egress, program)?));
+                let (link, link_pinned) = attach_tcx(&pin, ifindex, egress, program)?;
+                links.push((pin, link));
+                pinned = pinned.and(link_pinned);
             } else {
                 self.classic.attach(ifindex, egress, program, name)?;
                 remove_pin(&pin)?;
@@ -245,7 +272,7 @@ impl Links {
                 links,
             },
         );
-        Ok(())
+        pinned
     }
 
     /// Takes our programs off an interface that is not to have them, whoever put them there.
@@ -402,18 +429,24 @@ fn write_node_addrs<A: Address>(
 }
 
 /// Puts the program into the pinned link, or makes and pins a new one.
-fn attach_tcx(pin: &Path, ifindex: u32, egress: bool, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+fn attach_tcx(
+    pin: &Path,
+    ifindex: u32,
+    egress: bool,
+    program: BorrowedFd<'_>,
+) -> io::Result<(OwnedFd, io::Result<()>)> {
     if let Ok(link) = sys::open_pin(pin) {
         if sys::link_target(link.as_fd()).is_ok_and(|target| target == LinkTarget::Interface(ifindex)) {
             sys::update_link(link.as_fd(), program)?;
-            return Ok(link);
+            return Ok((link, Ok(())));
         }
         // The interface of that index is another one by now, or somebody detached the link, or this is no link at all.
         remove_pin(pin)?;
     }
     let link = sys::attach_tcx(program, ifindex, egress)?;
-    sys::pin(link.as_fd(), pin)?;
-    Ok(link)
+    // Where that fails it goes on working as long as this agent runs, and the repair tries again.
+    let pinned = sys::pin(link.as_fd(), pin);
+    Ok((link, pinned))
 }
 
 /// Detaches and removes a pinned link, if there is one.

@@ -23,6 +23,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::error::DatapathError;
 use super::options::{BpfLogLevel, Options, SocketLb};
+use super::sync::SyncReport;
 use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
@@ -97,9 +98,30 @@ impl Programs {
 pub(crate) struct Loaded {
     pub(crate) programs: Programs,
     pub(crate) pins: Pins,
+    /// The pinned maps.
+    maps: Vec<(PathBuf, OwnedFd)>,
     /// Held for its lock: a second agent with the same directory is refused.
     _lock: File,
     _logging: Option<Logging>,
+}
+
+impl Loaded {
+    /// Pins the maps again whose pins somebody removed: without, the next agent would begin with empty ones (S164).
+    pub(crate) fn repair_pins(&self, report: &mut SyncReport) {
+        for (path, map) in self.maps.iter().filter(|(path, _)| !path.exists()) {
+            if let Err(error) = repin(map.as_fd(), path) {
+                report.fail(path.display(), error);
+            }
+        }
+    }
+}
+
+/// Pins a map or link whose pin somebody removed.
+pub(crate) fn repin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    sys::pin(object, path)?;
+    tracing::warn!(pin = %path.display(), "the pin was removed, made again");
+    Ok(())
 }
 
 /// Makes the directories, checks what is pinned, loads and verifies the programs.
@@ -138,9 +160,17 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let programs = load_programs(&mut ebpf, options.socket_lb)?;
     let logging = start_logging(&mut ebpf, options.log_level);
     tracing::info!(programs = programs.len(), pins = %pins.root.display(), "programs verified");
+    let maps = pinned_maps()
+        .map(|name| {
+            let path = pins.maps.join(name);
+            let map = sys::open_pin(&path).map_err(DatapathError::call("opening the pinned map", path.display()))?;
+            Ok((path, map))
+        })
+        .collect::<Result<_, DatapathError>>()?;
     Ok(Loaded {
         programs,
         pins,
+        maps,
         _lock: lock,
         _logging: logging,
     })

@@ -72,6 +72,8 @@ const SOON: Duration = Duration::from_secs(1);
 const LATER: Duration = Duration::from_secs(2);
 /// How often attachments are looked after.
 const REPAIR_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the maps are compared with what was written.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
 /// Longest time between two tries of a write that keeps failing.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
 
@@ -92,6 +94,7 @@ pub struct Datapath {
     retry: (Duration, Duration),
     started: Instant,
     repaired: Instant,
+    audited: Instant,
     collected: u64,
     moved: u64,
 }
@@ -183,6 +186,7 @@ impl Datapath {
             retry: (Duration::ZERO, SOON),
             started,
             repaired: started,
+            audited: started,
             collected: 0,
             moved: 0,
         })
@@ -273,8 +277,12 @@ impl Datapath {
         }
         self.settings.flush(&mut self.tables, &mut report);
         self.collect(&mut report);
+        if self.audited.elapsed() >= AUDIT_INTERVAL {
+            self.audit(&mut report);
+        }
         if self.repaired.elapsed() >= REPAIR_INTERVAL {
             self.repaired = Instant::now();
+            self.loaded.repair_pins(&mut report);
             self.links.repair(&self.loaded.programs, &mut self.tables, &mut report);
             if let Some(sockets) = &mut self.sockets {
                 sockets.repair(&self.loaded.programs, &mut report);
@@ -387,6 +395,24 @@ impl Datapath {
                 Err(error) => report.fail("UDP flows", error),
             }
         }
+    }
+
+    /// Before the first list is complete the maps may hold what a former agent left, and none of it is looked at.
+    fn audit(&mut self, report: &mut SyncReport) {
+        self.audited = Instant::now();
+        if !self.sync.is_complete() || self.sync.is_pending() {
+            return;
+        }
+        self.sync.audit(&mut self.tables, report);
+        let read = self
+            .settings
+            .read_back(&self.tables)
+            .and_then(|()| self.links.read_back(&self.tables));
+        if let Err(error) = read {
+            report.fail("comparison with the maps", error);
+        }
+        self.settings.flush(&mut self.tables, report);
+        self.links.refresh(&self.loaded.programs, &mut self.tables, report);
     }
 
     fn collect(&mut self, report: &mut SyncReport) {

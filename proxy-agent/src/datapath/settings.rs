@@ -54,6 +54,13 @@ impl NodeSettings {
         self.v6.expect(&plan.v6);
     }
 
+    /// What the kernel holds may not be what was written.
+    pub(super) fn read_back(&mut self, tables: &impl Tables) -> Result<(), TableError> {
+        self.v4.held = tables.settings()?;
+        self.v6.held = tables.settings()?;
+        Ok(())
+    }
+
     /// Writes what differs.
     pub(super) fn flush(&mut self, tables: &mut impl Tables, report: &mut SyncReport) {
         self.v4.flush(tables, report);

@@ -3,6 +3,8 @@
 //! Plans are staged first, then the caller runs the phases in order. What cannot be written stays pending and is tried again.
 //! `frontends` mirrors the kernel's map exactly: it changes only after a write succeeded.
 
+mod audit;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 

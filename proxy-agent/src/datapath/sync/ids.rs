@@ -6,7 +6,8 @@ use std::time::Duration;
 use proxy_common::addr::Protocol;
 use proxy_common::service::{ServiceInfo, decode_name, encode_name};
 
-use super::Name;
+use super::{Name, SyncReport};
+use crate::datapath::error::TableError;
 use crate::datapath::tables::Tables;
 use crate::plan::ServicePortName;
 
@@ -72,6 +73,18 @@ impl Ids {
         self.written.insert(id, info);
         self.by_name.insert(name.clone(), id);
         Ok(true)
+    }
+
+    /// Writes again the names that others changed or removed. What others added is left: a number means nothing by itself.
+    pub(super) fn audit(&self, tables: &mut impl Tables, report: &mut SyncReport) -> Result<(), TableError> {
+        let found: HashMap<u32, ServiceInfo> = tables.services()?.into_iter().collect();
+        for (id, info) in &self.written {
+            if found.get(id) != Some(info) {
+                tables.set_service(*id, info)?;
+                report.restored(format!("name of service id {id}"));
+            }
+        }
+        Ok(())
     }
 
     /// The service port is gone.

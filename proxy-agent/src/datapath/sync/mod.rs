@@ -71,6 +71,12 @@ impl SyncReport {
         });
     }
 
+    /// Something that others had changed or removed was written again.
+    fn restored(&mut self, object: impl Display) {
+        tracing::warn!(%object, "changed by somebody else, written again");
+        self.written += 1;
+    }
+
     /// A frontend of the service changed. TCP and SCTP connections stay where they are (S147).
     fn moved(&mut self, protocol: u8, service: u32) {
         if protocol == Protocol::Udp.number() {
@@ -181,6 +187,23 @@ impl Sync {
             self.v6.remove_sources(tables, &self.ids, &mut report);
         }
         report
+    }
+
+    /// Compares the maps with what was written, and writes again what differs.
+    pub(super) fn audit(&mut self, tables: &mut impl Tables, report: &mut SyncReport) {
+        let audited = self
+            .ids
+            .audit(tables, report)
+            .and_then(|()| self.v4.audit(tables, report))
+            .and_then(|()| self.v6.audit(tables, report));
+        if let Err(error) = audited {
+            report.fail("comparison with the maps", error);
+        }
+    }
+
+    /// Has everything been listed and applied once?
+    pub(super) fn is_complete(&self) -> bool {
+        self.completed
     }
 
     /// Is something left to write, or, before `complete`, to remove later?

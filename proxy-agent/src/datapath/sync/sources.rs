@@ -78,6 +78,34 @@ impl<A: Address> Sources<A> {
         Ok(())
     }
 
+    /// Writes again what others removed, removes what others added.
+    pub(super) fn audit(
+        &mut self,
+        tables: &mut impl FamilyTables<A>,
+        report: &mut SyncReport,
+    ) -> Result<(), TableError> {
+        let found = Self::adopt(tables)?.held;
+        for (id, ranges) in &self.held {
+            for (addr, len) in ranges {
+                if !found.get(id).is_some_and(|found| found.contains(&(*addr, *len))) {
+                    tables.set_source_range(&SourceRangeKey::new(*id, *addr, *len))?;
+                    report.restored(format!("source range {addr}/{len} of service id {id}"));
+                }
+            }
+        }
+        for (id, ranges) in &found {
+            for (addr, len) in ranges {
+                if !self.holds(*id, &[(*addr, *len)]) {
+                    tables.remove_source_range(&SourceRangeKey::new(*id, *addr, *len))?;
+                    report.restored(format!(
+                        "source range {addr}/{len} of service id {id}, which nobody asked for"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Is there anything that is not wanted?
     pub(super) fn has_stale(&self, id: u32, wanted: &[Prefix<A>]) -> bool {
         self.held.get(&id).is_some_and(|held| held.len() > wanted.len())
