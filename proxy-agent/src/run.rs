@@ -70,12 +70,13 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     tokio::spawn(follow_network(network_tx));
 
     tracing::info!(node = %config.node_name, "starting");
+    let checks = Checks::new(health.clone(), config.datapath.node_port_addresses.clone());
     let datapath = Datapath::open(config.datapath).context("opening the datapath")?;
     let mut owner = Owner {
         state: ClusterState::default(),
         datapath,
         metrics,
-        checks: Checks::new(health.clone()),
+        checks,
         health,
         network_known: false,
         completed: false,
@@ -200,6 +201,7 @@ impl Owner {
         if self.state.is_complete() {
             self.health.node(self.state.node());
             let ips = self.state.node().map_or(&[][..], |node| &node.ips);
+            self.checks.set_node_ips(ips);
             let report = self.datapath.set_node_ips(ips);
             self.note_failures(&report);
         }
@@ -256,6 +258,7 @@ impl Owner {
 
     fn set_network(&mut self, network: Option<&Network>) {
         let Some(network) = network else { return };
+        self.checks.set_network(network);
         let report = self.datapath.set_network(network);
         self.note_failures(&report);
         self.network_known = true;

@@ -46,20 +46,20 @@ pub enum NodePortAddresses {
 impl NodePortAddresses {
     /// Does a local address serve node ports, on a node with these addresses in its Node object?
     pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
-        let is_family = |other: &IpAddr| other.is_ipv4() == ip.is_ipv4();
+        !self.is_restricted(ip.is_ipv4(), node_ips)
+            || match self {
+                Self::All => true,
+                Self::Primary => !ip.is_loopback() && node_ips.contains(&ip),
+                Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&ip)),
+            }
+    }
+
+    /// Do only some of a family's addresses serve them?
+    pub fn is_restricted(&self, is_v4: bool, node_ips: &[IpAddr]) -> bool {
         match self {
-            Self::All => true,
-            Self::Primary => {
-                let mut primary = node_ips
-                    .iter()
-                    .filter(|node| is_family(node) && !node.is_loopback())
-                    .peekable();
-                primary.peek().is_none() || primary.any(|node| *node == ip)
-            }
-            Self::Prefixes(prefixes) => {
-                let mut prefixes = prefixes.iter().filter(|prefix| is_family(&prefix.addr())).peekable();
-                prefixes.peek().is_none() || prefixes.any(|prefix| prefix.contains(&ip))
-            }
+            Self::All => false,
+            Self::Primary => node_ips.iter().any(|ip| ip.is_ipv4() == is_v4 && !ip.is_loopback()),
+            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == is_v4),
         }
     }
 }
@@ -188,6 +188,8 @@ mod tests {
                 "S81, S82, S84: {choice:?} {text}"
             );
         }
+        assert!(!NodePortAddresses::Primary.is_restricted(true, &node[1..]), "S84");
+        assert!(!prefixes.is_restricted(false, &node), "S82");
         assert!(
             NodePortAddresses::Primary.accepts(ip("192.0.2.9"), &[ip("127.0.0.1"), node[1]]),
             "S84"
