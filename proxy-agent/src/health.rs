@@ -1,6 +1,7 @@
 //! Is the proxy alive, and should this node get traffic? `run` reports what it does to [`Health`]; load balancers and probes ask over
 //! HTTP: `/healthz` (with the node's eligibility), `/livez` (without), `/readyz` (the first sync is done).
 
+pub mod events;
 mod listener;
 pub mod node_ports;
 

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{RunConfig, SourceConfig};
 use crate::datapath::{Datapath, SyncReport};
+use crate::health::events::Events;
 use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
@@ -65,12 +66,13 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     }
 
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
-    start_source(&config, events_tx).await?;
+    let service_events = start_source(&config, events_tx).await?;
     let (network_tx, network) = watch::channel(None);
     tokio::spawn(follow_network(network_tx));
 
     tracing::info!(node = %config.node_name, "starting");
-    let checks = Checks::new(health.clone(), config.datapath.node_port_addresses.clone());
+    let check_addresses = config.datapath.node_port_addresses.clone();
+    let checks = Checks::new(health.clone(), check_addresses, service_events);
     let datapath = Datapath::open(config.datapath).context("opening the datapath")?;
     let mut owner = Owner {
         state: ClusterState::default(),
@@ -93,15 +95,20 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+/// Gives where Events about Services can be published.
+async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
     match &config.source {
-        SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), config.node_name.clone(), events)?,
+        SourceConfig::Manifests(dir) => {
+            source::manifests::watch(dir.clone(), config.node_name.clone(), events)?;
+            Ok(Events::default())
+        }
         SourceConfig::ApiServer(kubeconfig) => {
             let client = source::client::open(kubeconfig.as_deref()).await?;
+            let service_events = Events::start(client.clone(), config.node_name.clone());
             tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
+            Ok(service_events)
         }
     }
-    Ok(())
 }
 
 async fn follow_network(network: watch::Sender<Option<Network>>) {

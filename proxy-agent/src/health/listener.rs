@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use super::events::Events;
 use super::{Health, status};
 use crate::model::ObjectName;
 use crate::plan::HealthCheck;
@@ -26,6 +27,8 @@ use crate::plan::HealthCheck;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 /// Longest time between two tries.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
+/// A port that stays taken is reported again after this: events are forgotten, and may get lost.
+const REPORT_INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
 
@@ -35,6 +38,18 @@ pub(super) struct Answerer {
     pub(super) health: Arc<Health>,
     pub(super) service: ObjectName,
     pub(super) latest: watch::Receiver<HealthCheck>,
+    pub(super) events: Events,
+}
+
+impl Answerer {
+    fn report(&self, address: SocketAddr, error: &io::Error) {
+        let service = &self.service;
+        tracing::warn!(%service, %address, %error, "healthCheckNodePort cannot be served, trying again");
+        // An address that is still tentative, or is about to go, is nothing the Service's owner could do anything about.
+        if error.kind() != io::ErrorKind::AddrNotAvailable {
+            self.events.health_check_failed(service, address, error);
+        }
+    }
 }
 
 /// Never ends by itself.
@@ -42,10 +57,11 @@ pub(super) async fn serve(answerer: Answerer, address: SocketAddr) {
     let family = usize::from(address.is_ipv6());
     let router = Router::new().fallback(answer).with_state((answerer.clone(), family));
     let mut retry = FIRST_RETRY;
+    let mut reported: Option<Instant> = None;
     loop {
         let served = match listen(address) {
             Ok(listener) => {
-                retry = FIRST_RETRY;
+                (retry, reported) = (FIRST_RETRY, None);
                 axum::serve(listener, router.clone()).await
             }
             Err(error) => Err(error),
@@ -53,9 +69,10 @@ pub(super) async fn serve(answerer: Answerer, address: SocketAddr) {
         // The first failure is none: see above.
         if let Err(error) = served
             && retry > FIRST_RETRY
+            && reported.is_none_or(|reported| reported.elapsed() >= REPORT_INTERVAL)
         {
-            let service = &answerer.service;
-            tracing::warn!(%service, %address, %error, "healthCheckNodePort cannot be served, trying again");
+            reported = Some(Instant::now());
+            answerer.report(address, &error);
         }
         sleep(retry).await;
         retry = (retry * 2).min(LONGEST_RETRY);

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::Health;
+use super::events::Events;
 use super::listener::{Answerer, serve};
 use crate::datapath::NodePortAddresses;
 use crate::model::ObjectName;
@@ -21,6 +22,7 @@ use crate::plan::HealthCheck;
 #[derive(Debug)]
 pub struct Checks {
     health: Arc<Health>,
+    events: Events,
     addresses: Addresses,
     running: HashMap<ObjectName, Running>,
 }
@@ -79,9 +81,10 @@ impl Addresses {
 
 impl Checks {
     /// No listeners yet.
-    pub fn new(health: Arc<Health>, chosen: NodePortAddresses) -> Self {
+    pub fn new(health: Arc<Health>, chosen: NodePortAddresses, events: Events) -> Self {
         Self {
             health,
+            events,
             addresses: Addresses {
                 chosen,
                 local: BTreeSet::new(),
@@ -102,7 +105,7 @@ impl Checks {
             listeners: BTreeMap::new(),
         });
         running.latest.send_replace(wanted);
-        running.listen(&service, &self.addresses, &self.health);
+        running.listen(&service, &self.addresses, &self.health, &self.events);
     }
 
     /// The node's addresses as netlink sees them now.
@@ -126,14 +129,14 @@ impl Checks {
 
     fn listen_again(&mut self) {
         for (service, running) in &mut self.running {
-            running.listen(service, &self.addresses, &self.health);
+            running.listen(service, &self.addresses, &self.health, &self.events);
         }
     }
 }
 
 impl Running {
     /// Closes what is not wanted any more, then opens what is missing.
-    fn listen(&mut self, service: &ObjectName, addresses: &Addresses, health: &Arc<Health>) {
+    fn listen(&mut self, service: &ObjectName, addresses: &Addresses, health: &Arc<Health>, events: &Events) {
         let wanted = addresses.sockets(&self.latest.borrow());
         self.listeners.retain(|address, _| wanted.contains(address));
         for address in wanted {
@@ -142,6 +145,7 @@ impl Running {
                     health: health.clone(),
                     service: service.clone(),
                     latest: self.latest.subscribe(),
+                    events: events.clone(),
                 };
                 Listener(tokio::spawn(serve(answerer, address)).abort_handle())
             });
@@ -224,7 +228,7 @@ mod tests {
         let service = ObjectName::new("default", "web");
         let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
-        let mut checks = Checks::new(Arc::new(Health::default()), NodePortAddresses::All);
+        let mut checks = Checks::new(Arc::new(Health::default()), NodePortAddresses::All, Events::default());
         checks.set(service.clone(), Some(check(port, [Some(2), None])));
         let text = eventually(v4, Result::is_ok).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200 "), "S157: {text}");
@@ -258,7 +262,7 @@ mod tests {
         let port = free_port();
         let prefixes = ["127.0.1.0/24", "::1/128"].map(|text| text.parse().unwrap());
         let chosen = NodePortAddresses::Prefixes(prefixes.into());
-        let mut checks = Checks::new(Arc::new(Health::default()), chosen);
+        let mut checks = Checks::new(Arc::new(Health::default()), chosen, Events::default());
         let service = ObjectName::new("default", "web");
         checks.set(service.clone(), Some(check(port, [Some(1), Some(1)])));
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
@@ -279,7 +283,11 @@ mod tests {
     #[tokio::test]
     async fn the_node_s_own_addresses_answer() {
         let port = free_port();
-        let mut checks = Checks::new(Arc::new(Health::default()), NodePortAddresses::Primary);
+        let mut checks = Checks::new(
+            Arc::new(Health::default()),
+            NodePortAddresses::Primary,
+            Events::default(),
+        );
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
         checks.set(ObjectName::new("default", "web"), Some(check(port, [Some(1), None])));
         checks.set_network(&network(&["127.0.0.1", "127.0.1.1"]));
