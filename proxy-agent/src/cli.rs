@@ -171,6 +171,12 @@ pub struct RunArgs {
     /// Where /metrics is served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,
+    /// Shortest time between two updates of the maps: the first change after quiet is applied at once, those after it together.
+    #[arg(long, value_name = "DURATION", default_value = "10ms")]
+    pub min_sync_period: String,
+    /// Longest time between two tries of a write that fails. An agent that cannot apply a change for twice as long is unhealthy.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub sync_period: String,
     /// Frontends per address family that the maps have room for.
     #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
     pub frontends_capacity: Option<u32>,

@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod config;
 pub mod datapath;
+mod duration;
 pub mod health;
 pub mod inspect;
 pub mod metrics;

@@ -15,20 +15,18 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::config::{RunConfig, SourceConfig};
+use crate::config::{Intervals, RunConfig, SourceConfig};
 use crate::datapath::{Datapath, SyncReport};
 use crate::health::events::Events;
 use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
-use crate::model::ClusterState;
+use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
 use crate::source::{self, Event};
 
-/// The first change after quiet is applied at once, later ones not sooner than this after the one before (S162).
-const MIN_INTERVAL: Duration = Duration::from_millis(10);
-/// After this, what could not be written is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Events taken in before they are applied, at most: a busy source must not keep them from being applied.
 const BATCH: usize = 4096;
 /// Events that may wait for the owner; sources wait beyond that.
@@ -53,7 +51,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
 
     let (stats_tx, stats_rx) = mpsc::channel(8);
     let metrics = Arc::new(Metrics::new(stats_tx));
-    let health = Arc::new(Health::default());
+    let health = Arc::new(Health::new(config.intervals.sync));
     if let Some(address) = config.healthz {
         tokio::spawn(serve(
             "healthz",
@@ -85,6 +83,8 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
         apply_at: None,
         last_apply: None,
         next_tick: Instant::now(),
+        intervals: config.intervals,
+        retry: None,
     };
     tokio::select! {
         result = owner.run(events, network, stats_rx) => result,
@@ -152,6 +152,9 @@ struct Owner {
     apply_at: Option<Instant>,
     last_apply: Option<Instant>,
     next_tick: Instant,
+    intervals: Intervals,
+    /// Something failed; how long to wait after the next try.
+    retry: Option<Duration>,
 }
 
 impl Owner {
@@ -164,6 +167,7 @@ impl Owner {
         let mut batch = Vec::new();
         loop {
             let apply_at = self.apply_at;
+            self.health.alive(Instant::now().into_std());
             tokio::select! {
                 received = events.recv_many(&mut batch, BATCH) => {
                     anyhow::ensure!(received > 0, "the source of objects ended");
@@ -180,8 +184,17 @@ impl Owner {
                     let _ = request.send(self.datapath.stats());
                 }
                 () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => self.apply(),
-                () = sleep_until(self.next_tick) => self.next_tick = Instant::now() + self.datapath.tick(),
+                () = sleep_until(self.next_tick) => self.tick(),
             }
+        }
+    }
+
+    fn tick(&mut self) {
+        let next = self.datapath.tick();
+        self.next_tick = Instant::now() + next;
+        // It tries again as well, and may have made good what failed.
+        if self.retry.is_some() && self.datapath.is_behind() == [false; 2] {
+            self.apply();
         }
     }
 
@@ -216,9 +229,12 @@ impl Owner {
             return;
         }
         let now = Instant::now();
-        self.health.queued(now.into_std());
+        self.health.queued(now.into_std(), touched(self.state.pending()));
         self.metrics.queued(self.state.pending());
-        let earliest = self.last_apply.map_or(now, |last| last + MIN_INTERVAL).max(now);
+        let earliest = self
+            .last_apply
+            .map_or(now, |last| last + self.intervals.min_sync)
+            .max(now);
         self.apply_at = Some(self.apply_at.map_or(earliest, |at| at.min(earliest)));
         if earliest == now {
             self.apply();
@@ -254,13 +270,21 @@ impl Owner {
         self.last_apply = Some(now);
         let (written, deleted) = (report.written, report.deleted);
         tracing::debug!(services, written, deleted, took = ?(now - started), "applied");
+        let wall = SystemTime::now();
         if self.note_failures(&report) {
-            self.apply_at = Some(now + RETRY_INTERVAL);
+            let wait = self.retry.unwrap_or(FIRST_RETRY).min(self.intervals.sync);
+            self.apply_at = Some(now + wait);
+            self.retry = Some(wait * 2);
+            let behind = self.datapath.is_behind();
+            // What failed without leaving anything to write counts for both.
+            if behind != [false; 2] {
+                self.health.synced(wall, behind.map(|is_behind| !is_behind));
+            }
             return;
         }
-        let wall = SystemTime::now();
+        self.retry = None;
         self.metrics.synced(&self.state.take_pending(), now - started, wall);
-        self.health.synced(wall);
+        self.health.synced(wall, [true; 2]);
     }
 
     fn set_network(&mut self, network: Option<&Network>) {
@@ -283,4 +307,10 @@ impl Owner {
         self.metrics.failed(report.failed.len());
         !report.failed.is_empty()
     }
+}
+
+/// The families that changes are about; those of the node are about both.
+fn touched(pending: &PendingChanges) -> [bool; 2] {
+    let families = [0, 1].map(|family| pending.services[family] + pending.endpoints[family] > 0);
+    if families == [false; 2] { [true; 2] } else { families }
 }

@@ -265,6 +265,11 @@ impl Datapath {
         if is_busy { SOON } else { LATER }
     }
 
+    /// Is something left to write, in IPv4 and in IPv6?
+    pub fn is_behind(&self) -> [bool; 2] {
+        self.sync.is_behind()
+    }
+
     /// For metrics: entries and capacity per map, reasons, programs attached.
     pub fn stats(&self) -> Stats {
         let found = self.sync.occupancy();

@@ -193,6 +193,10 @@ mod tests {
         get(address).await
     }
 
+    fn healthy() -> Arc<Health> {
+        Arc::new(Health::new(Duration::from_secs(30)))
+    }
+
     /// A port that nobody has in either family.
     fn free_port() -> u16 {
         let free = std::net::TcpListener::bind("[::]:0").unwrap();
@@ -228,7 +232,7 @@ mod tests {
         let service = ObjectName::new("default", "web");
         let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
-        let mut checks = Checks::new(Arc::new(Health::default()), NodePortAddresses::All, Events::default());
+        let mut checks = Checks::new(healthy(), NodePortAddresses::All, Events::default());
         checks.set(service.clone(), Some(check(port, [Some(2), None])));
         let text = eventually(v4, Result::is_ok).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200 "), "S157: {text}");
@@ -262,7 +266,7 @@ mod tests {
         let port = free_port();
         let prefixes = ["127.0.1.0/24", "::1/128"].map(|text| text.parse().unwrap());
         let chosen = NodePortAddresses::Prefixes(prefixes.into());
-        let mut checks = Checks::new(Arc::new(Health::default()), chosen, Events::default());
+        let mut checks = Checks::new(healthy(), chosen, Events::default());
         let service = ObjectName::new("default", "web");
         checks.set(service.clone(), Some(check(port, [Some(1), Some(1)])));
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
@@ -283,11 +287,7 @@ mod tests {
     #[tokio::test]
     async fn the_node_s_own_addresses_answer() {
         let port = free_port();
-        let mut checks = Checks::new(
-            Arc::new(Health::default()),
-            NodePortAddresses::Primary,
-            Events::default(),
-        );
+        let mut checks = Checks::new(healthy(), NodePortAddresses::Primary, Events::default());
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
         checks.set(ObjectName::new("default", "web"), Some(check(port, [Some(1), None])));
         checks.set_network(&network(&["127.0.0.1", "127.0.1.1"]));

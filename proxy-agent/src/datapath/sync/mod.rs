@@ -188,6 +188,14 @@ impl Sync {
         self.v4.is_pending() || self.v6.is_pending() || !self.unnamed.is_empty()
     }
 
+    /// The same by family (S173).
+    pub(super) fn is_behind(&self) -> [bool; 2] {
+        [
+            self.v4.is_pending() || self.unnamed.iter().any(|name| self.v4.wants(name)),
+            self.v6.is_pending() || self.unnamed.iter().any(|name| self.v6.wants(name)),
+        ]
+    }
+
     /// Is something waiting for the grace period?
     pub(super) fn has_idle(&mut self) -> bool {
         self.v4.ranges_mut().has_idle() || self.v6.ranges_mut().has_idle() || self.ids.has_retired()
