@@ -168,9 +168,12 @@ pub struct RunArgs {
     /// Where /healthz, /livez and /readyz are served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
-    /// Where /metrics is served; empty for nowhere.
+    /// Where /metrics, /healthz, /proxyMode and /configz are served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,
+    /// End with an error when one of these addresses cannot be bound at start, instead of trying again.
+    #[arg(long)]
+    pub bind_address_hard_fail: bool,
     /// Shortest time between two updates of the maps: the first change after quiet is applied at once, those after it together.
     #[arg(long, value_name = "DURATION", default_value = "10ms")]
     pub min_sync_period: String,

@@ -34,6 +34,8 @@ pub struct RunConfig {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// An address of these two that cannot be bound is fatal (S179).
+    pub bind_address_hard_fail: bool,
     /// When changes are applied.
     pub intervals: Intervals,
 }
@@ -129,6 +131,7 @@ impl RunConfig {
             },
             healthz: bind_address("--healthz-bind-address", &args.healthz_bind_address)?,
             metrics: bind_address("--metrics-bind-address", &args.metrics_bind_address)?,
+            bind_address_hard_fail: args.bind_address_hard_fail,
             intervals: intervals(&args.min_sync_period, &args.sync_period)?,
         })
     }

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod config;
+mod configz;
 pub mod datapath;
 mod duration;
 pub mod health;
@@ -16,4 +17,5 @@ pub mod model;
 pub mod netlink;
 pub mod plan;
 pub mod run;
+mod server;
 pub mod source;

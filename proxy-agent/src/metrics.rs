@@ -17,8 +17,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::configz::MODE;
 use crate::datapath::Stats;
 use crate::model::PendingChanges;
 use crate::source::Warning;
@@ -296,13 +298,18 @@ fn seconds(time: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
-/// The metrics server's routes (S178).
-pub fn router(metrics: Arc<Metrics>) -> Router {
+/// The metrics server's routes (S178). `configz`: the configuration in effect.
+pub fn router(metrics: Arc<Metrics>, configz: Value) -> Router {
     Router::new()
         .route("/metrics", get(serve))
         .route("/healthz", get(|| async { "ok" }))
-        .route("/proxyMode", get(|| async { "ebpf" }))
+        .route("/proxyMode", get(|| async { MODE }))
+        .route("/configz", get(|| async move { json_text(&configz) }))
         .with_state(metrics)
+}
+
+fn json_text(value: &Value) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
 async fn serve(State(metrics): State<Arc<Metrics>>) -> Response {

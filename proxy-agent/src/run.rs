@@ -4,18 +4,16 @@
 //! What must stay true: nothing is completed (leftovers removed) before every kind has been listed and the node's addresses are
 //! known (S160); stopping removes nothing.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use axum::Router;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{Intervals, RunConfig, SourceConfig};
+use crate::configz::configz;
 use crate::datapath::{Datapath, SyncReport};
 use crate::health::events::Events;
 use crate::health::node_ports::Checks;
@@ -23,6 +21,7 @@ use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
 use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
+use crate::server::Server;
 use crate::source::{self, Event};
 
 /// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
@@ -31,8 +30,8 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const BATCH: usize = 4096;
 /// Events that may wait for the owner; sources wait beyond that.
 const EVENT_QUEUE: usize = 1024;
-/// An address that cannot be bound, and netlink, are tried again after this (S179).
-const REBIND_INTERVAL: Duration = Duration::from_secs(5);
+/// Netlink is tried again after this.
+const NETLINK_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs an agent until it is told to stop.
 pub fn run(config: RunConfig) -> anyhow::Result<()> {
@@ -52,16 +51,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     let (stats_tx, stats_rx) = mpsc::channel(8);
     let metrics = Arc::new(Metrics::new(stats_tx));
     let health = Arc::new(Health::new(config.intervals.sync));
-    if let Some(address) = config.healthz {
-        tokio::spawn(serve(
-            "healthz",
-            address,
-            health::router(health.clone(), metrics.clone()),
-        ));
-    }
-    if let Some(address) = config.metrics {
-        tokio::spawn(serve("metrics", address, metrics::router(metrics.clone())));
-    }
+    start_servers(&config, &health, &metrics).await?;
 
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
     let service_events = start_source(&config, events_tx).await?;
@@ -95,6 +85,24 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
+async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<Metrics>) -> anyhow::Result<()> {
+    if let Some(address) = config.healthz {
+        let (name, flag) = ("healthz", "--healthz-bind-address");
+        let router = health::router(health.clone(), metrics.clone());
+        Server { name, flag, address }
+            .start(router, config.bind_address_hard_fail)
+            .await?;
+    }
+    if let Some(address) = config.metrics {
+        let (name, flag) = ("metrics", "--metrics-bind-address");
+        let router = metrics::router(metrics.clone(), configz(config));
+        Server { name, flag, address }
+            .start(router, config.bind_address_hard_fail)
+            .await?;
+    }
+    Ok(())
+}
+
 /// Gives where Events about Services can be published.
 async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
     match &config.source {
@@ -120,22 +128,7 @@ async fn follow_network(network: watch::Sender<Option<Network>>) {
                 "interfaces cannot be followed, trying again"
             );
         }
-        sleep(REBIND_INTERVAL).await;
-    }
-}
-
-async fn serve(name: &'static str, address: SocketAddr, router: Router) {
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                tracing::info!(name, %address, "serving");
-                if let Err(error) = axum::serve(listener, router.clone()).await {
-                    tracing::warn!(name, %address, %error, "server ended, starting it again");
-                }
-            }
-            Err(error) => tracing::warn!(name, %address, %error, "cannot be bound, trying again"),
-        }
-        sleep(REBIND_INTERVAL).await;
+        sleep(NETLINK_RETRY).await;
     }
 }
 
