@@ -244,13 +244,15 @@ impl Owner {
         let changes = self.state.take_changes();
         let services = changes.len();
         let mut report = self.datapath.apply(changes);
+        self.metrics.no_local_endpoints(self.state.no_local());
         // Withdrawn ones first: another Service may take over the port.
         let mut checks = self.state.take_health_checks();
         checks.sort_by_key(|(_, check)| check.is_some());
         for (service, check) in checks {
             self.checks.set(service, check);
         }
-        if !self.completed && self.can_complete() {
+        let is_full = !self.completed && self.can_complete();
+        if is_full {
             let completed = self.datapath.complete();
             report.written += completed.written;
             report.deleted += completed.deleted;
@@ -276,7 +278,8 @@ impl Owner {
             return;
         }
         self.retry = None;
-        self.metrics.synced(&self.state.take_pending(), now - started, wall);
+        self.metrics
+            .synced(&self.state.take_pending(), is_full, now - started, wall);
         self.health.synced(wall, [true; 2]);
     }
 
