@@ -1,15 +1,18 @@
 //! What `proxy-agent run` was told, checked and with defaults filled in. Made once from the arguments; nothing else reads them.
 
+mod times;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use ipnet::IpNet;
 
 use crate::cli::{AttachArg, BpfLogLevelArg, RunArgs, SocketLbArg};
 use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
 use crate::model::address::parse_cidr;
+
+pub use self::times::Intervals;
 
 /// A value that cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,15 +41,6 @@ pub struct RunConfig {
     pub bind_address_hard_fail: bool,
     /// When changes are applied.
     pub intervals: Intervals,
-}
-
-/// When changes are applied.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Intervals {
-    /// Least time between two updates (S162).
-    pub min_sync: Duration,
-    /// Longest time between two tries of a failed one (S163); half of what makes the agent unhealthy (S173).
-    pub sync: Duration,
 }
 
 /// Where objects come from.
@@ -128,11 +122,12 @@ impl RunConfig {
                     rewrites: args.rewrites_capacity.unwrap_or(capacities.rewrites),
                     services: args.services_capacity.unwrap_or(capacities.services),
                 },
+                timeouts: times::timeouts(args)?,
             },
             healthz: bind_address("--healthz-bind-address", &args.healthz_bind_address)?,
             metrics: bind_address("--metrics-bind-address", &args.metrics_bind_address)?,
             bind_address_hard_fail: args.bind_address_hard_fail,
-            intervals: intervals(&args.min_sync_period, &args.sync_period)?,
+            intervals: times::intervals(&args.min_sync_period, &args.sync_period)?,
         })
     }
 }
@@ -238,54 +233,9 @@ fn bind_address(flag: &'static str, text: &str) -> Result<Option<SocketAddr>, Co
     })
 }
 
-fn duration(flag: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    let problem = || "is not a duration".to_owned();
-    let remedy = "write a number with a unit, such as 30s, 500ms or 1h30m, or 0";
-    crate::duration::parse(text.trim()).ok_or_else(|| error(flag, text, problem(), remedy))
-}
-
-/// As kube-proxy checks them.
-fn intervals(min_sync: &str, sync: &str) -> Result<Intervals, ConfigError> {
-    let intervals = Intervals {
-        min_sync: duration("--min-sync-period", min_sync)?,
-        sync: duration("--sync-period", sync)?,
-    };
-    if intervals.sync.is_zero() {
-        let problem = "what fails has to be tried again at some time".to_owned();
-        return Err(error(
-            "--sync-period",
-            sync,
-            problem,
-            "write a duration above 0, such as 30s",
-        ));
-    }
-    if intervals.min_sync > intervals.sync {
-        let problem = format!("is longer than --sync-period {sync}");
-        let remedy = "write a shorter one, or a longer --sync-period";
-        return Err(error("--min-sync-period", min_sync, problem, remedy));
-    }
-    Ok(intervals)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn intervals_are_checked_as_kube_proxy_does() {
-        let given = intervals("1s", "1m").unwrap();
-        assert_eq!((given.min_sync.as_secs(), given.sync.as_secs()), (1, 60));
-        assert_eq!(intervals("0", "30s").unwrap().min_sync, Duration::ZERO, "S162: at once");
-        for (min, sync, flag) in [
-            ("x", "30s", "--min-sync-period \"x\": "),
-            ("-1s", "30s", "--min-sync-period \"-1s\": "),
-            ("0", "0", "--sync-period \"0\": "),
-            ("1m", "30s", "--min-sync-period \"1m\": "),
-        ] {
-            let text = intervals(min, sync).unwrap_err().to_string();
-            assert!(text.starts_with(flag), "{text}");
-        }
-    }
 
     #[test]
     fn cidrs_one_per_family() {

@@ -15,6 +15,7 @@ pub(crate) const MODE: &str = "ebpf";
 /// The whole answer.
 pub(crate) fn configz(config: &RunConfig) -> Value {
     let datapath = &config.datapath;
+    let timeouts = &datapath.timeouts;
     let cidrs: Vec<String> = datapath.pod_cidrs.iter().map(ToString::to_string).collect();
     let node_ports = match &datapath.node_port_addresses {
         NodePortAddresses::All => Vec::new(),
@@ -25,6 +26,12 @@ pub(crate) fn configz(config: &RunConfig) -> Value {
     json!({"kubeproxy.config.k8s.io": {
         "bindAddressHardFail": config.bind_address_hard_fail,
         "clusterCIDR": cidrs.join(","),
+        "conntrack": {
+            "tcpCloseWaitTimeout": duration::text(timeouts.tcp_half_closed),
+            "tcpEstablishedTimeout": duration::text(timeouts.tcp_established),
+            "udpStreamTimeout": duration::text(timeouts.udp_answered),
+            "udpTimeout": duration::text(timeouts.udp_unanswered),
+        },
         "healthzBindAddress": address(config.healthz),
         "hostnameOverride": &*config.node_name,
         "metricsBindAddress": address(config.metrics),

@@ -162,7 +162,11 @@ fn health_checks_follow_the_chosen_addresses() {
 /// S178.
 #[test]
 fn the_metrics_server_s_paths() {
-    let world = world(&["--min-sync-period", "1s", "--nodeport-addresses", "192.0.2.0/24"]);
+    let world = world(&[
+        "--min-sync-period=1s",
+        "--nodeport-addresses=192.0.2.0/24",
+        "--conntrack-udp-timeout=45s",
+    ]);
     let get = |path: &str| get(node(&world), METRICS, path).unwrap();
     for (path, body) in [("/healthz", "ok"), ("/proxyMode", "ebpf")] {
         let answer = get(path);
@@ -192,6 +196,11 @@ fn the_metrics_server_s_paths() {
     assert_eq!(
         config["ebpf"],
         json!({"masqueradeAll": false, "minSyncPeriod": "1s", "syncPeriod": "30s"})
+    );
+    assert_eq!(
+        config["conntrack"],
+        json!({"tcpCloseWaitTimeout": "1h0m0s", "tcpEstablishedTimeout": "24h0m0s", "udpStreamTimeout": "3m0s",
+            "udpTimeout": "45s"})
     );
     assert_eq!(get("/nothing").status, 404);
 }

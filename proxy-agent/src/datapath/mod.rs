@@ -50,7 +50,9 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
+pub use options::{
+    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb, Timeouts,
+};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 
@@ -162,7 +164,7 @@ impl Datapath {
             sync,
             sockets,
             links,
-            collectors: Default::default(),
+            collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
             sweep: None,
             forget: None,
             retry: (Duration::ZERO, SOON),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proxy_common::names;
 use regex::Regex;
@@ -29,6 +30,8 @@ pub struct Options {
     pub log_level: BpfLogLevel,
     /// Sizes of the maps when they are made.
     pub capacities: Capacities,
+    /// How long silent connections are remembered.
+    pub timeouts: Timeouts,
 }
 
 /// Which of the node's addresses serve node ports (S81).
@@ -127,6 +130,32 @@ impl Default for Capacities {
             backends: names::BACKENDS_CAPACITY as u32,
             rewrites: names::REWRITES_CAPACITY as u32,
             services: names::SERVICES_CAPACITY as u32,
+        }
+    }
+}
+
+/// How long connections without packets are remembered, as far as it can be chosen (S151).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp_established: Duration,
+    /// TCP connections that one side has ended.
+    pub tcp_half_closed: Duration,
+    /// UDP flows nobody answered.
+    pub udp_unanswered: Duration,
+    /// UDP flows with answers.
+    pub udp_answered: Duration,
+}
+
+impl Default for Timeouts {
+    /// TCP: kube-proxy's `tcpEstablishedTimeout` and `tcpCloseWaitTimeout`. UDP: nf_conntrack's `udp_timeout`, and its
+    /// `udp_timeout_stream` as of Linux 4.x (120 s since): the longer one spares slow name servers' clients.
+    fn default() -> Self {
+        Self {
+            tcp_established: Duration::from_secs(24 * 3_600),
+            tcp_half_closed: Duration::from_secs(3_600),
+            udp_unanswered: Duration::from_secs(30),
+            udp_answered: Duration::from_secs(180),
         }
     }
 }
