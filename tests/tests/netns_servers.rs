@@ -184,6 +184,19 @@ fn the_metrics_server_s_paths() {
             .body
             .contains("\nkubeproxy_sync_proxy_rules_duration_seconds_bucket{")
     );
+    for map in [
+        "FRONTENDS",
+        "BACKENDS",
+        "REWRITES",
+        "AFFINITY",
+        "SRC_RANGES",
+        "NODE_ADDRS",
+    ] {
+        for family in [4, 6] {
+            let line = format!("\nebpf_proxy_map_capacity{{map=\"{map}{family}\"}} ");
+            assert!(answer.body.contains(&line), "{line} is not in {}", answer.body);
+        }
+    }
     let answer = get("/configz");
     assert_eq!(
         (answer.status, answer.header("Content-Type")),

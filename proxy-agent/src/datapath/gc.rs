@@ -1,7 +1,8 @@
 //! Removes connections that have gone quiet from the rewrite table: a few thousand entries per tick, within a time budget, so that
 //! the caller is never held up. The table is an LRU map and survives without this; what it saves is room and stale source ports.
 //!
-//! Both directions of a connection are judged together and removed together.
+//! Both directions of a connection are judged together and removed together. After each walk the session affinity records are
+//! counted, for the metrics: the kernel does not say how many entries a map has.
 
 use std::time::{Duration, Instant};
 
@@ -44,12 +45,30 @@ struct Limits {
 /// What of one family's table has been looked at.
 pub(super) struct Collector {
     limits: Limits,
-    cursor: Cursor,
-    /// When the last walk ended; none while one is under way.
+    rewrites: Walk,
+    affinity: Walk,
+    /// When both walks ended; none while one is under way.
     rests_since: Option<Instant>,
+}
+
+/// A walk through a map, over several calls.
+#[derive(Default)]
+struct Walk {
+    cursor: Cursor,
     /// Entries seen by the walk under way, and by the last one that ended.
     counting: u64,
     counted: u64,
+    has_ended: bool,
+}
+
+impl Walk {
+    fn saw(&mut self, entries: usize, at_end: bool) {
+        self.counting += entries as u64;
+        if at_end {
+            self.counted = std::mem::take(&mut self.counting);
+            self.has_ended = true;
+        }
+    }
 }
 
 /// A connection, as far as its age is concerned.
@@ -67,10 +86,9 @@ impl Collector {
     pub(super) fn new(timeouts: &Timeouts) -> Self {
         Self {
             limits: Limits::from(timeouts),
-            cursor: Cursor::default(),
+            rewrites: Walk::default(),
+            affinity: Walk::default(),
             rests_since: None,
-            counting: 0,
-            counted: 0,
         }
     }
 
@@ -87,24 +105,35 @@ impl Collector {
         let started = Instant::now();
         let mut removed = 0;
         while started.elapsed() < BUDGET {
-            let mut entries = Vec::new();
-            let at_end = tables.scan_rewrites(&mut self.cursor, &mut entries)?;
-            self.counting += entries.len() as u64;
-            for entry in &entries {
-                removed += collect(tables, entry, now, &self.limits)?;
+            if !self.rewrites.has_ended {
+                let mut entries = Vec::new();
+                let at_end = tables.scan_rewrites(&mut self.rewrites.cursor, &mut entries)?;
+                for entry in &entries {
+                    removed += collect(tables, entry, now, &self.limits)?;
+                }
+                self.rewrites.saw(entries.len(), at_end);
+                continue;
             }
+            let mut keys = Vec::new();
+            let at_end = tables.scan_affinity(&mut self.affinity.cursor, &mut keys)?;
+            self.affinity.saw(keys.len(), at_end);
             if at_end {
+                (self.rewrites.has_ended, self.affinity.has_ended) = (false, false);
                 self.rests_since = Some(Instant::now());
-                self.counted = std::mem::take(&mut self.counting);
                 break;
             }
         }
         Ok(removed)
     }
 
-    /// Entries in the table when it was last walked through.
+    /// Entries of the rewrite table when it was last walked through.
     pub(super) fn entries(&self) -> u64 {
-        self.counted
+        self.rewrites.counted
+    }
+
+    /// The same for session affinity records.
+    pub(super) fn affinity_records(&self) -> u64 {
+        self.affinity.counted
     }
 
     /// Is a walk under way?
@@ -203,6 +232,7 @@ impl Limits {
 #[cfg(test)]
 mod tests {
     use proxy_common::addr::{Addr4, Port};
+    use proxy_common::affinity::AffinityKey;
     use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, Meta, RewriteKey};
 
     use super::*;
@@ -306,5 +336,20 @@ mod tests {
         };
         let day = (24 * 3_600, STATE_SEEN);
         assert!(!is_collected(&for_ever, Protocol::Tcp, day, day));
+    }
+
+    #[test]
+    fn entries_are_counted() {
+        let mut tables = connection(Protocol::Tcp, (1, STATE_SEEN), (1, STATE_SEEN));
+        for service in 0..3 {
+            let client = Addr4([10, 0, 0, 1]);
+            tables.v4.affinity.insert(AffinityKey { service, client });
+        }
+        let mut collector = Collector::new(&Timeouts::default());
+        assert!(collector.is_busy());
+        while collector.is_busy() {
+            collector.step::<Addr4>(&mut tables, NOW).unwrap();
+        }
+        assert_eq!((collector.entries(), collector.affinity_records()), (2, 3));
     }
 }

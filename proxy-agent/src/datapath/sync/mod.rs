@@ -102,6 +102,7 @@ pub(super) struct Sync {
 pub(super) struct Occupancy {
     pub(super) backends: [u32; 2],
     pub(super) frontends: [usize; 2],
+    pub(super) source_ranges: [usize; 2],
     pub(super) services: usize,
 }
 
@@ -226,6 +227,7 @@ impl Sync {
         Occupancy {
             backends: [v4.0, v6.0],
             frontends: [v4.1, v6.1],
+            source_ranges: [self.v4.source_ranges(), self.v6.source_ranges()],
             services: self.ids.len(),
         }
     }
