@@ -14,6 +14,8 @@ use crate::{datapath, run};
 /// Where the maps are pinned unless said otherwise.
 const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
 
+const TIMEOUTS: &str = "Silent connections (of the proxy's own table; netfilter's is left alone)";
+
 /// The client reports what the watches report again, and better.
 const DEFAULT_LOG: &str = "info,kube_client::client=off";
 
@@ -168,9 +170,30 @@ pub struct RunArgs {
     /// Where /healthz, /livez and /readyz are served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
     pub healthz_bind_address: String,
-    /// Where /metrics is served; empty for nowhere.
+    /// Where /metrics, /healthz, /proxyMode and /configz are served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,
+    /// End with an error when one of these addresses cannot be bound at start, instead of trying again.
+    #[arg(long)]
+    pub bind_address_hard_fail: bool,
+    /// Shortest time between two updates of the maps: the first change after quiet is applied at once, those after it together.
+    #[arg(long, value_name = "DURATION", default_value = "10ms")]
+    pub min_sync_period: String,
+    /// Longest time between two tries of a write that fails. An agent that cannot apply a change for twice as long is unhealthy.
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    pub sync_period: String,
+    /// How long an established TCP connection without packets is remembered; 0 for the default.
+    #[arg(long, value_name = "DURATION", default_value = "24h", help_heading = TIMEOUTS)]
+    pub conntrack_tcp_timeout_established: String,
+    /// How long a TCP connection that one side has ended is remembered; 0 for the default.
+    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = TIMEOUTS)]
+    pub conntrack_tcp_timeout_close_wait: String,
+    /// How long a UDP flow that nobody answers is remembered; 0 for the default, 30s.
+    #[arg(long, value_name = "DURATION", default_value = "0", help_heading = TIMEOUTS)]
+    pub conntrack_udp_timeout: String,
+    /// How long a UDP flow with answers is remembered; 0 for the default, 3m.
+    #[arg(long, value_name = "DURATION", default_value = "0", help_heading = TIMEOUTS)]
+    pub conntrack_udp_timeout_stream: String,
     /// Frontends per address family that the maps have room for.
     #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
     pub frontends_capacity: Option<u32>,

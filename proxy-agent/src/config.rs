@@ -1,5 +1,7 @@
 //! What `proxy-agent run` was told, checked and with defaults filled in. Made once from the arguments; nothing else reads them.
 
+mod times;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,6 +11,8 @@ use ipnet::IpNet;
 use crate::cli::{AttachArg, BpfLogLevelArg, RunArgs, SocketLbArg};
 use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
 use crate::model::address::parse_cidr;
+
+pub use self::times::Intervals;
 
 /// A value that cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +37,10 @@ pub struct RunConfig {
     pub healthz: Option<SocketAddr>,
     /// Where metrics are served.
     pub metrics: Option<SocketAddr>,
+    /// An address of these two that cannot be bound is fatal (S179).
+    pub bind_address_hard_fail: bool,
+    /// When changes are applied.
+    pub intervals: Intervals,
 }
 
 /// Where objects come from.
@@ -114,9 +122,12 @@ impl RunConfig {
                     rewrites: args.rewrites_capacity.unwrap_or(capacities.rewrites),
                     services: args.services_capacity.unwrap_or(capacities.services),
                 },
+                timeouts: times::timeouts(args)?,
             },
             healthz: bind_address("--healthz-bind-address", &args.healthz_bind_address)?,
             metrics: bind_address("--metrics-bind-address", &args.metrics_bind_address)?,
+            bind_address_hard_fail: args.bind_address_hard_fail,
+            intervals: times::intervals(&args.min_sync_period, &args.sync_period)?,
         })
     }
 }

@@ -7,7 +7,9 @@
 
 pub mod cli;
 pub mod config;
+mod configz;
 pub mod datapath;
+mod duration;
 pub mod health;
 pub mod inspect;
 pub mod metrics;
@@ -15,4 +17,5 @@ pub mod model;
 pub mod netlink;
 pub mod plan;
 pub mod run;
+mod server;
 pub mod source;

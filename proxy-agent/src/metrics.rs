@@ -1,16 +1,12 @@
 //! Numbers for Prometheus: kube-proxy's names where they mean the same (section S), our own under `ebpf_proxy_`. `run` reports into
 //! [`Metrics`]; what only the datapath knows is asked of its owner when somebody looks.
 
+mod http;
+
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,14 +17,16 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::datapath::Stats;
 use crate::model::PendingChanges;
+use crate::plan::NoLocal;
 use crate::source::Warning;
+
+pub use self::http::router;
 
 /// How the owner of the datapath is asked for its numbers.
 pub type StatsRequest = oneshot::Sender<Stats>;
 /// An owner that is busy for longer leaves the numbers as they were.
 const STATS_PATIENCE: Duration = Duration::from_secs(1);
 const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 type Labels = Vec<(&'static str, String)>;
 type Histograms = Family<Labels, Histogram, fn() -> Histogram>;
@@ -40,6 +38,9 @@ pub struct Metrics {
     started: SystemTime,
     stats: mpsc::Sender<StatsRequest>,
     sync_duration: Histograms,
+    sync_full: Histograms,
+    sync_partial: Histograms,
+    no_local: Family<Labels, Gauge>,
     last_sync: Family<Labels, Seconds>,
     last_queued: Family<Labels, Seconds>,
     programming: Histograms,
@@ -73,6 +74,9 @@ impl Metrics {
             started: SystemTime::now(),
             stats,
             sync_duration: Histograms::new_with_constructor(sync_buckets),
+            sync_full: Histograms::new_with_constructor(sync_buckets),
+            sync_partial: Histograms::new_with_constructor(sync_buckets),
+            no_local: Family::default(),
             last_sync: Family::default(),
             last_queued: Family::default(),
             programming: Histograms::new_with_constructor(programming_buckets),
@@ -104,6 +108,17 @@ impl Metrics {
             "Time taken to apply changes",
             self.sync_duration.clone(),
         );
+        let help = "Time taken to apply everything there is, at start";
+        common.register("sync_full_proxy_rules_duration_seconds", help, self.sync_full.clone());
+        let help = "Time taken to apply what changed";
+        common.register(
+            "sync_partial_proxy_rules_duration_seconds",
+            help,
+            self.sync_partial.clone(),
+        );
+        // A gauge whose name ends like a counter's; it is kube-proxy's.
+        let help = "Service ports whose Local policy leaves this node without an endpoint";
+        common.register("sync_proxy_rules_no_local_endpoints_total", help, self.no_local.clone());
         common.register(
             "sync_proxy_rules_last_timestamp_seconds",
             "When changes were last applied",
@@ -192,11 +207,24 @@ impl Metrics {
         }
     }
 
-    /// What waited was applied, successfully, in `took`.
-    pub fn synced(&self, pending: &PendingChanges, took: Duration, now: SystemTime) {
+    /// How many service ports their policy leaves without an endpoint here (S189).
+    pub fn no_local_endpoints(&self, counts: NoLocal) {
+        for (policy, counts) in [("internal", counts.internal), ("external", counts.external)] {
+            for (family, count) in FAMILIES.iter().zip(counts) {
+                let mut labels = of_family(family);
+                labels.push(("traffic_policy", policy.to_owned()));
+                self.no_local.get_or_create(&labels).set(count.into());
+            }
+        }
+    }
+
+    /// What waited was applied, successfully, in `took`; `is_full`: it was everything there is.
+    pub fn synced(&self, pending: &PendingChanges, is_full: bool, took: Duration, now: SystemTime) {
+        let by_kind = if is_full { &self.sync_full } else { &self.sync_partial };
         for (index, family) in FAMILIES.iter().enumerate() {
             let labels = of_family(family);
             self.sync_duration.get_or_create(&labels).observe(took.as_secs_f64());
+            by_kind.get_or_create(&labels).observe(took.as_secs_f64());
             self.last_sync.get_or_create(&labels).set(seconds(now));
             self.endpoint_changes
                 .get_or_create(&labels)
@@ -296,22 +324,6 @@ fn seconds(time: SystemTime) -> f64 {
         .as_secs_f64()
 }
 
-/// The metrics server's routes (S178).
-pub fn router(metrics: Arc<Metrics>) -> Router {
-    Router::new()
-        .route("/metrics", get(serve))
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/proxyMode", get(|| async { "ebpf" }))
-        .with_state(metrics)
-}
-
-async fn serve(State(metrics): State<Arc<Metrics>>) -> Response {
-    match metrics.render().await {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
-        Err(error) => (axum::http::StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,7 +339,17 @@ mod tests {
             triggers: vec![(true, SystemTime::now()), (false, SystemTime::UNIX_EPOCH)],
         };
         metrics.queued(&pending);
-        metrics.synced(&pending, Duration::from_millis(3), SystemTime::now());
+        metrics.synced(&pending, true, Duration::from_millis(3), SystemTime::now());
+        metrics.synced(
+            &PendingChanges::default(),
+            false,
+            Duration::from_millis(1),
+            SystemTime::now(),
+        );
+        metrics.no_local_endpoints(NoLocal {
+            internal: [4, 0],
+            external: [0, 5],
+        });
         metrics.healthz_answered(200);
         metrics.take_in(&Stats {
             maps: vec![MapStats {
@@ -344,7 +366,11 @@ mod tests {
             "kubeproxy_sync_proxy_rules_endpoint_changes_total{ip_family=\"IPv4\"} 3",
             "kubeproxy_sync_proxy_rules_endpoint_changes_pending{ip_family=\"IPv4\"} 0",
             "kubeproxy_sync_proxy_rules_service_changes_total{ip_family=\"IPv4\"} 2",
-            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_duration_seconds_bucket{le=\"0.004\",ip_family=\"IPv6\"} 2",
+            "kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"} 1",
+            "kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"} 1",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"internal\"} 4",
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv6\",traffic_policy=\"external\"} 5",
             "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1",
             "kubeproxy_proxy_healthz_total{code=\"200\"} 1",
             "ebpf_proxy_map_entries{map=\"FRONTENDS4\"} 5",

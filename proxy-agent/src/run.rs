@@ -4,36 +4,34 @@
 //! What must stay true: nothing is completed (leftovers removed) before every kind has been listed and the node's addresses are
 //! known (S160); stopping removes nothing.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use axum::Router;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::config::{RunConfig, SourceConfig};
+use crate::config::{Intervals, RunConfig, SourceConfig};
+use crate::configz::configz;
 use crate::datapath::{Datapath, SyncReport};
+use crate::health::events::Events;
 use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
-use crate::model::ClusterState;
+use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
+use crate::server::Server;
 use crate::source::{self, Event};
 
-/// The first change after quiet is applied at once, later ones not sooner than this after the one before (S162).
-const MIN_INTERVAL: Duration = Duration::from_millis(10);
-/// After this, what could not be written is tried again.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
+const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Events taken in before they are applied, at most: a busy source must not keep them from being applied.
 const BATCH: usize = 4096;
 /// Events that may wait for the owner; sources wait beyond that.
 const EVENT_QUEUE: usize = 1024;
-/// An address that cannot be bound, and netlink, are tried again after this (S179).
-const REBIND_INTERVAL: Duration = Duration::from_secs(5);
+/// Netlink is tried again after this.
+const NETLINK_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs an agent until it is told to stop.
 pub fn run(config: RunConfig) -> anyhow::Result<()> {
@@ -52,36 +50,31 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
 
     let (stats_tx, stats_rx) = mpsc::channel(8);
     let metrics = Arc::new(Metrics::new(stats_tx));
-    let health = Arc::new(Health::default());
-    if let Some(address) = config.healthz {
-        tokio::spawn(serve(
-            "healthz",
-            address,
-            health::router(health.clone(), metrics.clone()),
-        ));
-    }
-    if let Some(address) = config.metrics {
-        tokio::spawn(serve("metrics", address, metrics::router(metrics.clone())));
-    }
+    let health = Arc::new(Health::new(config.intervals.sync));
+    start_servers(&config, &health, &metrics).await?;
 
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
-    start_source(&config, events_tx).await?;
+    let service_events = start_source(&config, events_tx).await?;
     let (network_tx, network) = watch::channel(None);
     tokio::spawn(follow_network(network_tx));
 
     tracing::info!(node = %config.node_name, "starting");
+    let check_addresses = config.datapath.node_port_addresses.clone();
+    let checks = Checks::new(health.clone(), check_addresses, service_events);
     let datapath = Datapath::open(config.datapath).context("opening the datapath")?;
     let mut owner = Owner {
         state: ClusterState::default(),
         datapath,
         metrics,
-        checks: Checks::new(health.clone()),
+        checks,
         health,
         network_known: false,
         completed: false,
         apply_at: None,
         last_apply: None,
         next_tick: Instant::now(),
+        intervals: config.intervals,
+        retry: None,
     };
     tokio::select! {
         result = owner.run(events, network, stats_rx) => result,
@@ -92,15 +85,38 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
-    match &config.source {
-        SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), config.node_name.clone(), events)?,
-        SourceConfig::ApiServer(kubeconfig) => {
-            let client = source::client::open(kubeconfig.as_deref()).await?;
-            tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
-        }
+async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<Metrics>) -> anyhow::Result<()> {
+    if let Some(address) = config.healthz {
+        let (name, flag) = ("healthz", "--healthz-bind-address");
+        let router = health::router(health.clone(), metrics.clone());
+        Server { name, flag, address }
+            .start(router, config.bind_address_hard_fail)
+            .await?;
+    }
+    if let Some(address) = config.metrics {
+        let (name, flag) = ("metrics", "--metrics-bind-address");
+        let router = metrics::router(metrics.clone(), configz(config));
+        Server { name, flag, address }
+            .start(router, config.bind_address_hard_fail)
+            .await?;
     }
     Ok(())
+}
+
+/// Gives where Events about Services can be published.
+async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
+    match &config.source {
+        SourceConfig::Manifests(dir) => {
+            source::manifests::watch(dir.clone(), config.node_name.clone(), events)?;
+            Ok(Events::default())
+        }
+        SourceConfig::ApiServer(kubeconfig) => {
+            let client = source::client::open(kubeconfig.as_deref()).await?;
+            let service_events = Events::start(client.clone(), config.node_name.clone());
+            tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
+            Ok(service_events)
+        }
+    }
 }
 
 async fn follow_network(network: watch::Sender<Option<Network>>) {
@@ -112,22 +128,7 @@ async fn follow_network(network: watch::Sender<Option<Network>>) {
                 "interfaces cannot be followed, trying again"
             );
         }
-        sleep(REBIND_INTERVAL).await;
-    }
-}
-
-async fn serve(name: &'static str, address: SocketAddr, router: Router) {
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                tracing::info!(name, %address, "serving");
-                if let Err(error) = axum::serve(listener, router.clone()).await {
-                    tracing::warn!(name, %address, %error, "server ended, starting it again");
-                }
-            }
-            Err(error) => tracing::warn!(name, %address, %error, "cannot be bound, trying again"),
-        }
-        sleep(REBIND_INTERVAL).await;
+        sleep(NETLINK_RETRY).await;
     }
 }
 
@@ -144,6 +145,9 @@ struct Owner {
     apply_at: Option<Instant>,
     last_apply: Option<Instant>,
     next_tick: Instant,
+    intervals: Intervals,
+    /// Something failed; how long to wait after the next try.
+    retry: Option<Duration>,
 }
 
 impl Owner {
@@ -156,6 +160,7 @@ impl Owner {
         let mut batch = Vec::new();
         loop {
             let apply_at = self.apply_at;
+            self.health.alive(Instant::now().into_std());
             tokio::select! {
                 received = events.recv_many(&mut batch, BATCH) => {
                     anyhow::ensure!(received > 0, "the source of objects ended");
@@ -172,8 +177,17 @@ impl Owner {
                     let _ = request.send(self.datapath.stats());
                 }
                 () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => self.apply(),
-                () = sleep_until(self.next_tick) => self.next_tick = Instant::now() + self.datapath.tick(),
+                () = sleep_until(self.next_tick) => self.tick(),
             }
+        }
+    }
+
+    fn tick(&mut self) {
+        let next = self.datapath.tick();
+        self.next_tick = Instant::now() + next;
+        // It tries again as well, and may have made good what failed.
+        if self.retry.is_some() && self.datapath.is_behind() == [false; 2] {
+            self.apply();
         }
     }
 
@@ -200,6 +214,7 @@ impl Owner {
         if self.state.is_complete() {
             self.health.node(self.state.node());
             let ips = self.state.node().map_or(&[][..], |node| &node.ips);
+            self.checks.set_node_ips(ips);
             let report = self.datapath.set_node_ips(ips);
             self.note_failures(&report);
         }
@@ -207,9 +222,12 @@ impl Owner {
             return;
         }
         let now = Instant::now();
-        self.health.queued(now.into_std());
+        self.health.queued(now.into_std(), touched(self.state.pending()));
         self.metrics.queued(self.state.pending());
-        let earliest = self.last_apply.map_or(now, |last| last + MIN_INTERVAL).max(now);
+        let earliest = self
+            .last_apply
+            .map_or(now, |last| last + self.intervals.min_sync)
+            .max(now);
         self.apply_at = Some(self.apply_at.map_or(earliest, |at| at.min(earliest)));
         if earliest == now {
             self.apply();
@@ -226,13 +244,15 @@ impl Owner {
         let changes = self.state.take_changes();
         let services = changes.len();
         let mut report = self.datapath.apply(changes);
+        self.metrics.no_local_endpoints(self.state.no_local());
         // Withdrawn ones first: another Service may take over the port.
         let mut checks = self.state.take_health_checks();
         checks.sort_by_key(|(_, check)| check.is_some());
         for (service, check) in checks {
             self.checks.set(service, check);
         }
-        if !self.completed && self.can_complete() {
+        let is_full = !self.completed && self.can_complete();
+        if is_full {
             let completed = self.datapath.complete();
             report.written += completed.written;
             report.deleted += completed.deleted;
@@ -245,17 +265,27 @@ impl Owner {
         self.last_apply = Some(now);
         let (written, deleted) = (report.written, report.deleted);
         tracing::debug!(services, written, deleted, took = ?(now - started), "applied");
+        let wall = SystemTime::now();
         if self.note_failures(&report) {
-            self.apply_at = Some(now + RETRY_INTERVAL);
+            let wait = self.retry.unwrap_or(FIRST_RETRY).min(self.intervals.sync);
+            self.apply_at = Some(now + wait);
+            self.retry = Some(wait * 2);
+            let behind = self.datapath.is_behind();
+            // What failed without leaving anything to write counts for both.
+            if behind != [false; 2] {
+                self.health.synced(wall, behind.map(|is_behind| !is_behind));
+            }
             return;
         }
-        let wall = SystemTime::now();
-        self.metrics.synced(&self.state.take_pending(), now - started, wall);
-        self.health.synced(wall);
+        self.retry = None;
+        self.metrics
+            .synced(&self.state.take_pending(), is_full, now - started, wall);
+        self.health.synced(wall, [true; 2]);
     }
 
     fn set_network(&mut self, network: Option<&Network>) {
         let Some(network) = network else { return };
+        self.checks.set_network(network);
         let report = self.datapath.set_network(network);
         self.note_failures(&report);
         self.network_known = true;
@@ -273,4 +303,10 @@ impl Owner {
         self.metrics.failed(report.failed.len());
         !report.failed.is_empty()
     }
+}
+
+/// The families that changes are about; those of the node are about both.
+fn touched(pending: &PendingChanges) -> [bool; 2] {
+    let families = [0, 1].map(|family| pending.services[family] + pending.endpoints[family] > 0);
+    if families == [false; 2] { [true; 2] } else { families }
 }

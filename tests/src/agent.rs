@@ -4,8 +4,7 @@
 //! it clean up, and removes mount and cgroup; if the test failed, it prints the agent's log.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -15,6 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use crate::cgroup::Cgroup;
+use crate::http;
 use crate::leftovers;
 use crate::netns::Netns;
 use crate::process;
@@ -287,21 +287,9 @@ impl Drop for Agent {
 }
 
 fn http_get(server: &str, path: &str) -> Result<String> {
-    let server: SocketAddr = server.parse()?;
-    let patience = Duration::from_secs(2);
-    let mut stream = TcpStream::connect_timeout(&server, patience)?;
-    stream.set_read_timeout(Some(patience))?;
-    write!(
-        stream,
-        "GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .with_context(|| format!("{answer:?} is not HTTP"))?;
-    if head.split(' ').nth(1) != Some("200") {
-        bail!("{path}: {head}");
+    let answer = http::get(server.parse()?, path)?;
+    if answer.status != 200 {
+        bail!("{path}: {}", answer.head);
     }
-    Ok(body.to_owned())
+    Ok(answer.body)
 }

@@ -10,6 +10,8 @@
 mod cluster;
 #[path = "apiserver/deploy.rs"]
 mod deploy;
+#[path = "apiserver/health_check.rs"]
+mod health_check;
 #[path = "apiserver/hurt.rs"]
 mod hurt;
 #[path = "apiserver/objects.rs"]

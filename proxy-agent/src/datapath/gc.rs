@@ -1,7 +1,8 @@
 //! Removes connections that have gone quiet from the rewrite table: a few thousand entries per tick, within a time budget, so that
 //! the caller is never held up. The table is an LRU map and survives without this; what it saves is room and stale source ports.
 //!
-//! Both directions of a connection are judged together and removed together.
+//! Both directions of a connection are judged together and removed together. After each walk the session affinity records are
+//! counted, for the metrics: the kernel does not say how many entries a map has.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use proxy_common::rewrite::{KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, S
 
 use super::error::TableError;
 use super::flows;
+use super::options::Timeouts;
 use super::sys::Cursor;
 use super::tables::{FamilyTables, RewriteEntry};
 
@@ -19,32 +21,54 @@ pub(super) const BUDGET: Duration = Duration::from_millis(5);
 /// Time between two walks through the table.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// Established TCP: kube-proxy's `tcpEstablishedTimeout` (S151).
-const TCP_ESTABLISHED: u32 = clock::ticks_of_seconds(24 * 3_600);
-/// One side has sent FIN: kube-proxy's `tcpCloseWaitTimeout` (S151).
-const TCP_HALF_CLOSED: u32 = clock::ticks_of_seconds(3_600);
 /// Both sides have sent FIN, or one RST. Between nf_conntrack's `tcp_timeout_close` (10 s) and `tcp_timeout_time_wait` (120 s).
 const TCP_CLOSED: u32 = clock::ticks_of_seconds(60);
 /// A SYN nobody answered: nf_conntrack's `tcp_timeout_syn_sent`.
 const TCP_UNANSWERED: u32 = clock::ticks_of_seconds(120);
-/// nf_conntrack's `udp_timeout`.
-const UDP_UNANSWERED: u32 = clock::ticks_of_seconds(30);
-/// nf_conntrack's `udp_timeout_stream` as of Linux 4.x; 120 s since. The longer one spares slow name servers' clients.
-const UDP_ANSWERED: u32 = clock::ticks_of_seconds(180);
 /// Longer than the heartbeats of an idle association (30 s by default) can be apart.
 const SCTP_ESTABLISHED: u32 = clock::ticks_of_seconds(3_600);
 /// An INIT nobody answered.
 const SCTP_UNANSWERED: u32 = clock::ticks_of_seconds(120);
 
+/// As long as anything can be asked to be remembered: ticks are counted in 32 bits.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3_600);
+
+/// [`Timeouts`] in ticks.
+#[derive(Clone, Copy)]
+struct Limits {
+    tcp_established: u32,
+    tcp_half_closed: u32,
+    udp_unanswered: u32,
+    udp_answered: u32,
+}
+
 /// What of one family's table has been looked at.
-#[derive(Default)]
 pub(super) struct Collector {
-    cursor: Cursor,
-    /// When the last walk ended; none while one is under way.
+    limits: Limits,
+    rewrites: Walk,
+    affinity: Walk,
+    /// When both walks ended; none while one is under way.
     rests_since: Option<Instant>,
+}
+
+/// A walk through a map, over several calls.
+#[derive(Default)]
+struct Walk {
+    cursor: Cursor,
     /// Entries seen by the walk under way, and by the last one that ended.
     counting: u64,
     counted: u64,
+    has_ended: bool,
+}
+
+impl Walk {
+    fn saw(&mut self, entries: usize, at_end: bool) {
+        self.counting += entries as u64;
+        if at_end {
+            self.counted = std::mem::take(&mut self.counting);
+            self.has_ended = true;
+        }
+    }
 }
 
 /// A connection, as far as its age is concerned.
@@ -58,6 +82,16 @@ struct Pair {
 }
 
 impl Collector {
+    /// At the beginning of a walk.
+    pub(super) fn new(timeouts: &Timeouts) -> Self {
+        Self {
+            limits: Limits::from(timeouts),
+            rewrites: Walk::default(),
+            affinity: Walk::default(),
+            rests_since: None,
+        }
+    }
+
     /// Goes on with the walk; gives the number of removed entries.
     pub(super) fn step<A: Address>(
         &mut self,
@@ -71,24 +105,35 @@ impl Collector {
         let started = Instant::now();
         let mut removed = 0;
         while started.elapsed() < BUDGET {
-            let mut entries = Vec::new();
-            let at_end = tables.scan_rewrites(&mut self.cursor, &mut entries)?;
-            self.counting += entries.len() as u64;
-            for entry in &entries {
-                removed += collect(tables, entry, now)?;
+            if !self.rewrites.has_ended {
+                let mut entries = Vec::new();
+                let at_end = tables.scan_rewrites(&mut self.rewrites.cursor, &mut entries)?;
+                for entry in &entries {
+                    removed += collect(tables, entry, now, &self.limits)?;
+                }
+                self.rewrites.saw(entries.len(), at_end);
+                continue;
             }
+            let mut keys = Vec::new();
+            let at_end = tables.scan_affinity(&mut self.affinity.cursor, &mut keys)?;
+            self.affinity.saw(keys.len(), at_end);
             if at_end {
+                (self.rewrites.has_ended, self.affinity.has_ended) = (false, false);
                 self.rests_since = Some(Instant::now());
-                self.counted = std::mem::take(&mut self.counting);
                 break;
             }
         }
         Ok(removed)
     }
 
-    /// Entries in the table when it was last walked through.
+    /// Entries of the rewrite table when it was last walked through.
     pub(super) fn entries(&self) -> u64 {
-        self.counted
+        self.rewrites.counted
+    }
+
+    /// The same for session affinity records.
+    pub(super) fn affinity_records(&self) -> u64 {
+        self.affinity.counted
     }
 
     /// Is a walk under way?
@@ -101,14 +146,15 @@ fn collect<A: Address>(
     tables: &mut impl FamilyTables<A>,
     (key, rewrite): &RewriteEntry<A>,
     now: u32,
+    limits: &Limits,
 ) -> Result<usize, TableError> {
     let idle = clock::elapsed(rewrite.last_seen, now);
-    if idle < shortest(key.protocol) {
+    if idle < limits.shortest(key.protocol) {
         return Ok(0);
     }
     let partner = flows::partner(tables, key, rewrite)?;
     let pair = pair(key.protocol, rewrite, partner.as_ref(), now);
-    if pair.idle < timeout(&pair) {
+    if pair.idle < limits.of(&pair) {
         return Ok(0);
     }
     // What was read with the whole chunk may have been used, or removed together with its partner, since.
@@ -136,33 +182,48 @@ fn pair<A: Address>(protocol: u8, rewrite: &Rewrite<A>, partner: Option<&Rewrite
     }
 }
 
-/// No connection of the protocol goes sooner.
-fn shortest(protocol: u8) -> u32 {
-    match Protocol::from_number(protocol) {
-        Some(Protocol::Udp) | None => UDP_UNANSWERED,
-        Some(Protocol::Tcp) => TCP_CLOSED,
-        Some(Protocol::Sctp) => SCTP_UNANSWERED,
+impl From<&Timeouts> for Limits {
+    fn from(timeouts: &Timeouts) -> Self {
+        // Rounded up: never sooner than asked for.
+        let ticks = |time: Duration| clock::ticks_of_seconds(time.min(LONGEST).as_secs_f64().ceil() as u64);
+        Self {
+            tcp_established: ticks(timeouts.tcp_established),
+            tcp_half_closed: ticks(timeouts.tcp_half_closed),
+            udp_unanswered: ticks(timeouts.udp_unanswered),
+            udp_answered: ticks(timeouts.udp_answered),
+        }
     }
 }
 
-fn timeout(pair: &Pair) -> u32 {
-    let answered = pair.reply & STATE_SEEN != 0;
-    match Protocol::from_number(pair.protocol) {
-        Some(Protocol::Udp) | None if answered => UDP_ANSWERED,
-        Some(Protocol::Udp) | None => UDP_UNANSWERED,
-        Some(Protocol::Sctp) if answered => SCTP_ESTABLISHED,
-        Some(Protocol::Sctp) => SCTP_UNANSWERED,
-        Some(Protocol::Tcp) => {
-            let both = pair.request & pair.reply;
-            let either = pair.request | pair.reply;
-            if either & STATE_RST != 0 || both & STATE_FIN != 0 {
-                TCP_CLOSED
-            } else if !answered {
-                TCP_UNANSWERED
-            } else if either & STATE_FIN != 0 {
-                TCP_HALF_CLOSED
-            } else {
-                TCP_ESTABLISHED
+impl Limits {
+    /// No connection of the protocol goes sooner.
+    fn shortest(&self, protocol: u8) -> u32 {
+        match Protocol::from_number(protocol) {
+            Some(Protocol::Udp) | None => self.udp_unanswered.min(self.udp_answered),
+            Some(Protocol::Tcp) => TCP_CLOSED.min(self.tcp_half_closed).min(self.tcp_established),
+            Some(Protocol::Sctp) => SCTP_UNANSWERED,
+        }
+    }
+
+    fn of(&self, pair: &Pair) -> u32 {
+        let answered = pair.reply & STATE_SEEN != 0;
+        match Protocol::from_number(pair.protocol) {
+            Some(Protocol::Udp) | None if answered => self.udp_answered,
+            Some(Protocol::Udp) | None => self.udp_unanswered,
+            Some(Protocol::Sctp) if answered => SCTP_ESTABLISHED,
+            Some(Protocol::Sctp) => SCTP_UNANSWERED,
+            Some(Protocol::Tcp) => {
+                let both = pair.request & pair.reply;
+                let either = pair.request | pair.reply;
+                if either & STATE_RST != 0 || both & STATE_FIN != 0 {
+                    TCP_CLOSED
+                } else if !answered {
+                    TCP_UNANSWERED
+                } else if either & STATE_FIN != 0 {
+                    self.tcp_half_closed
+                } else {
+                    self.tcp_established
+                }
             }
         }
     }
@@ -171,6 +232,7 @@ fn timeout(pair: &Pair) -> u32 {
 #[cfg(test)]
 mod tests {
     use proxy_common::addr::{Addr4, Port};
+    use proxy_common::affinity::AffinityKey;
     use proxy_common::rewrite::{HOOK_INGRESS, KIND_REQUEST, Meta, RewriteKey};
 
     use super::*;
@@ -205,18 +267,20 @@ mod tests {
         tables
     }
 
-    fn is_collected(protocol: Protocol, request: (u64, u32), reply: (u64, u32)) -> bool {
+    fn is_collected(timeouts: &Timeouts, protocol: Protocol, request: (u64, u32), reply: (u64, u32)) -> bool {
         let mut tables = connection(protocol, request, reply);
-        let removed = Collector::default().step::<Addr4>(&mut tables, NOW).unwrap();
+        let removed = Collector::new(timeouts).step::<Addr4>(&mut tables, NOW).unwrap();
         assert!(matches!(removed, 0 | 2), "both directions or none");
         assert_eq!(tables.v4.rewrites.len() + removed, 2);
         removed == 2
     }
 
+    const FIN: u32 = STATE_SEEN | STATE_FIN;
+    const RST: u32 = STATE_SEEN | STATE_RST;
+
     #[test]
     fn idle_connections_go_when_their_time_has_come() {
-        const FIN: u32 = STATE_SEEN | STATE_FIN;
-        const RST: u32 = STATE_SEEN | STATE_RST;
+        let is_collected = |protocol, request, reply| is_collected(&Timeouts::default(), protocol, request, reply);
         for (protocol, request, reply, seconds) in [
             (Protocol::Tcp, STATE_SEEN, STATE_SEEN, 24 * 3_600),
             (Protocol::Tcp, FIN, STATE_SEEN, 3_600),
@@ -241,5 +305,51 @@ mod tests {
             assert!(!is_collected(protocol, (seconds + 3, request), (1, reply)), "{case}");
             assert!(!is_collected(protocol, (1, request), (seconds + 3, reply)), "{case}");
         }
+    }
+
+    /// S151: also when the chosen time is shorter than those that cannot be chosen.
+    #[test]
+    fn timeouts_can_be_chosen() {
+        let timeouts = Timeouts {
+            tcp_established: Duration::from_secs(20),
+            tcp_half_closed: Duration::from_secs(10),
+            udp_unanswered: Duration::from_millis(49_500),
+            udp_answered: Duration::from_secs(15),
+        };
+        for (protocol, request, reply, seconds) in [
+            (Protocol::Tcp, STATE_SEEN, STATE_SEEN, 20),
+            (Protocol::Tcp, STATE_SEEN, FIN, 10),
+            (Protocol::Tcp, FIN, FIN, 60),
+            (Protocol::Tcp, STATE_SEEN, 0, 120),
+            (Protocol::Udp, STATE_SEEN, 0, 50),
+            (Protocol::Udp, 0, STATE_SEEN, 15),
+            (Protocol::Sctp, STATE_SEEN, STATE_SEEN, 3_600),
+        ] {
+            for (idle, expected) in [(seconds + 3, true), (seconds - 3, false)] {
+                let collected = is_collected(&timeouts, protocol, (idle, request), (idle, reply));
+                assert_eq!(collected, expected, "{protocol} {request:#b} {reply:#b} after {idle} s");
+            }
+        }
+        let for_ever = Timeouts {
+            tcp_established: Duration::MAX,
+            ..Timeouts::default()
+        };
+        let day = (24 * 3_600, STATE_SEEN);
+        assert!(!is_collected(&for_ever, Protocol::Tcp, day, day));
+    }
+
+    #[test]
+    fn entries_are_counted() {
+        let mut tables = connection(Protocol::Tcp, (1, STATE_SEEN), (1, STATE_SEEN));
+        for service in 0..3 {
+            let client = Addr4([10, 0, 0, 1]);
+            tables.v4.affinity.insert(AffinityKey { service, client });
+        }
+        let mut collector = Collector::new(&Timeouts::default());
+        assert!(collector.is_busy());
+        while collector.is_busy() {
+            collector.step::<Addr4>(&mut tables, NOW).unwrap();
+        }
+        assert_eq!((collector.entries(), collector.affinity_records()), (2, 3));
     }
 }

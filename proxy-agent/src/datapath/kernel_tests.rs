@@ -82,6 +82,7 @@ impl Bed {
                 rewrites: 1_024,
                 services: 64,
             },
+            timeouts: Timeouts::default(),
         }
     }
 

@@ -53,7 +53,9 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
+pub use options::{
+    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb, Timeouts,
+};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 
@@ -102,7 +104,8 @@ pub struct Datapath {
 /// Numbers for metrics.
 #[derive(Clone, Debug, Default)]
 pub struct Stats {
-    /// Entries and capacity per map; those of the rewrite tables are as old as the last walk, some seconds.
+    /// Entries and capacity per map; those of the rewrite tables and affinity records are as old as the last walk, some
+    /// seconds.
     pub maps: Vec<MapStats>,
     /// How often each reason was met, by [`Reason::name`].
     pub reasons: Vec<(&'static str, u64)>,
@@ -180,7 +183,7 @@ impl Datapath {
             settings,
             sockets,
             links,
-            collectors: Default::default(),
+            collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
             sweep: None,
             forget: None,
             retry: (Duration::ZERO, SOON),
@@ -303,6 +306,11 @@ impl Datapath {
         if is_busy { SOON } else { LATER }
     }
 
+    /// Is something left to write, in IPv4 and in IPv6?
+    pub fn is_behind(&self) -> [bool; 2] {
+        self.sync.is_behind()
+    }
+
     /// For metrics: entries and capacity per map, reasons, programs attached.
     pub fn stats(&self) -> Stats {
         let found = self.sync.occupancy();
@@ -314,6 +322,8 @@ impl Datapath {
         let [backends4, backends6] = found.backends.map(u64::from);
         let [frontends4, frontends6] = found.frontends.map(|n| n as u64);
         let [rewrites4, rewrites6] = [self.collectors[0].entries(), self.collectors[1].entries()];
+        let [affinity4, affinity6] = [0, 1].map(|family| self.collectors[family].affinity_records());
+        let [ranges4, ranges6] = found.source_ranges.map(|n| n as u64);
         let [links, addrs4, addrs6] = self.links.entries();
         let tables = &self.tables;
         Stats {
@@ -324,6 +334,10 @@ impl Datapath {
                 map("BACKENDS6", backends6, tables.v6.backends.len()),
                 map("REWRITES4", rewrites4, tables.v4.rewrites.capacity()),
                 map("REWRITES6", rewrites6, tables.v6.rewrites.capacity()),
+                map("AFFINITY4", affinity4, tables.v4.affinity.capacity()),
+                map("AFFINITY6", affinity6, tables.v6.affinity.capacity()),
+                map("SRC_RANGES4", ranges4, tables.v4.source_ranges.capacity()),
+                map("SRC_RANGES6", ranges6, tables.v6.source_ranges.capacity()),
                 map("LINKS", links, tables.links.capacity()),
                 map("NODE_ADDRS4", addrs4, tables.v4.node_addrs.capacity()),
                 map("NODE_ADDRS6", addrs6, tables.v6.node_addrs.capacity()),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use proxy_common::names;
 use regex::Regex;
@@ -29,6 +30,8 @@ pub struct Options {
     pub log_level: BpfLogLevel,
     /// Sizes of the maps when they are made.
     pub capacities: Capacities,
+    /// How long silent connections are remembered.
+    pub timeouts: Timeouts,
 }
 
 /// Which of the node's addresses serve node ports (S81).
@@ -46,20 +49,20 @@ pub enum NodePortAddresses {
 impl NodePortAddresses {
     /// Does a local address serve node ports, on a node with these addresses in its Node object?
     pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
-        let is_family = |other: &IpAddr| other.is_ipv4() == ip.is_ipv4();
+        !self.is_restricted(ip.is_ipv4(), node_ips)
+            || match self {
+                Self::All => true,
+                Self::Primary => !ip.is_loopback() && node_ips.contains(&ip),
+                Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&ip)),
+            }
+    }
+
+    /// Do only some of a family's addresses serve them?
+    pub fn is_restricted(&self, is_v4: bool, node_ips: &[IpAddr]) -> bool {
         match self {
-            Self::All => true,
-            Self::Primary => {
-                let mut primary = node_ips
-                    .iter()
-                    .filter(|node| is_family(node) && !node.is_loopback())
-                    .peekable();
-                primary.peek().is_none() || primary.any(|node| *node == ip)
-            }
-            Self::Prefixes(prefixes) => {
-                let mut prefixes = prefixes.iter().filter(|prefix| is_family(&prefix.addr())).peekable();
-                prefixes.peek().is_none() || prefixes.any(|prefix| prefix.contains(&ip))
-            }
+            Self::All => false,
+            Self::Primary => node_ips.iter().any(|ip| ip.is_ipv4() == is_v4 && !ip.is_loopback()),
+            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == is_v4),
         }
     }
 }
@@ -131,6 +134,32 @@ impl Default for Capacities {
     }
 }
 
+/// How long connections without packets are remembered, as far as it can be chosen (S151).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Timeouts {
+    /// Established TCP connections.
+    pub tcp_established: Duration,
+    /// TCP connections that one side has ended.
+    pub tcp_half_closed: Duration,
+    /// UDP flows nobody answered.
+    pub udp_unanswered: Duration,
+    /// UDP flows with answers.
+    pub udp_answered: Duration,
+}
+
+impl Default for Timeouts {
+    /// TCP: kube-proxy's `tcpEstablishedTimeout` and `tcpCloseWaitTimeout`. UDP: nf_conntrack's `udp_timeout`, and its
+    /// `udp_timeout_stream` as of Linux 4.x (120 s since): the longer one spares slow name servers' clients.
+    fn default() -> Self {
+        Self {
+            tcp_established: Duration::from_secs(24 * 3_600),
+            tcp_half_closed: Duration::from_secs(3_600),
+            udp_unanswered: Duration::from_secs(30),
+            udp_answered: Duration::from_secs(180),
+        }
+    }
+}
+
 /// Which interfaces carry the packet programs: every one but loopback whose whole name matches `include` (if there is one) and
 /// does not match `exclude` as a whole.
 #[derive(Clone, Debug, Default)]
@@ -188,6 +217,8 @@ mod tests {
                 "S81, S82, S84: {choice:?} {text}"
             );
         }
+        assert!(!NodePortAddresses::Primary.is_restricted(true, &node[1..]), "S84");
+        assert!(!prefixes.is_restricted(false, &node), "S82");
         assert!(
             NodePortAddresses::Primary.accepts(ip("192.0.2.9"), &[ip("127.0.0.1"), node[1]]),
             "S84"

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 use proxy_common::addr::Protocol;
 
 use super::{Change, EndpointSlice, Node, ObjectName, Service};
-use crate::plan::{HealthCheck, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
+use crate::plan::{HealthCheck, NoLocal, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
 
 /// Everything known about the cluster.
 #[derive(Debug, Default)]
@@ -25,6 +25,8 @@ pub struct ClusterState {
     listed: Listed,
     dirty: BTreeSet<ObjectName>,
     health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
+    /// The sum over all services.
+    no_local: NoLocal,
     pending: PendingChanges,
 }
 
@@ -47,6 +49,8 @@ struct ServiceEntry {
     planned: Vec<(Box<str>, Protocol)>,
     /// What was handed out last.
     health_check: Option<HealthCheck>,
+    /// This service's share.
+    no_local: NoLocal,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +110,9 @@ impl ClusterState {
             };
             let name = occupied.key().clone();
             let entry = occupied.get_mut();
+            self.no_local -= entry.no_local;
             entry.replan(&name, &self.context, &mut changes);
+            self.no_local += entry.no_local;
             let check = entry
                 .service
                 .as_ref()
@@ -120,6 +126,11 @@ impl ClusterState {
             }
         }
         changes
+    }
+
+    /// Service ports that their policy leaves without an endpoint here, according to the plans taken so far (S189).
+    pub fn no_local(&self) -> NoLocal {
+        self.no_local
     }
 
     /// Health checks that changed with the plans taken so far; `None` for one that is gone.
@@ -235,6 +246,10 @@ impl ServiceEntry {
             Some(service) => plan_service(service, self.slices.values(), context),
             None => Vec::new(),
         };
+        self.no_local = NoLocal::default();
+        for (_, plan) in &plans {
+            self.no_local += NoLocal::of(plan);
+        }
         let planned = plans
             .iter()
             .map(|(port, _)| (port.port.as_str().into(), port.protocol))

@@ -1,7 +1,7 @@
 //! Steps of changes, and which service ports are handed out after each.
 
 use super::*;
-use crate::model::fixtures::{READY, object, service, slice};
+use crate::model::fixtures::{LEAVING_HERE, READY, READY_HERE, object, service, slice};
 
 const TCP80: &str = "http:80/TCP";
 
@@ -157,4 +157,49 @@ fn changes_are_counted_by_family() {
     assert_eq!((pending.services, pending.endpoints), ([1, 0], [1, 1]));
     assert_eq!(pending.triggers, [(false, made)], "S188");
     assert_eq!(state.take_pending(), PendingChanges::default());
+}
+
+/// S189: two ports, both families, each policy; counted while they are planned and forgotten with them.
+#[test]
+fn service_ports_without_a_local_endpoint_are_counted() {
+    const PORTS: [&str; 2] = ["a:80/TCP", "b:81/TCP"];
+    let mut state = listed();
+    let counts = |state: &mut ClusterState| {
+        state.take_changes();
+        (state.no_local().internal, state.no_local().external)
+    };
+    let mut web = service("web", &["10.96.0.10", "fd00:96::a"], &PORTS);
+    web.external_local = true;
+    state.put_service(web.clone());
+    state.put_slice(slice("x", "web", &PORTS, &[("10.0.0.1", READY)]));
+    assert_eq!(
+        counts(&mut state),
+        ([0, 0], [0, 0]),
+        "nothing that is dialled from outside"
+    );
+    web.external_ips = vec!["203.0.113.1".parse().unwrap()];
+    web.internal_local = true;
+    state.put_service(web.clone());
+    assert_eq!(counts(&mut state), ([2, 0], [2, 0]), "no endpoints at all in IPv6");
+    state.put_slice(slice("x", "web", &PORTS[..1], &[("10.0.0.1", READY)]));
+    assert_eq!(
+        counts(&mut state),
+        ([1, 0], [1, 0]),
+        "the other port has no endpoints at all"
+    );
+    state.put_slice(slice("six", "web", &PORTS, &[("fd00::1", READY)]));
+    assert_eq!(counts(&mut state), ([1, 2], [1, 0]), "the externalIP is IPv4");
+    for here in [READY_HERE, LEAVING_HERE] {
+        state.put_slice(slice("x", "web", &PORTS, &[("10.0.0.1", READY), ("10.0.0.2", here)]));
+        assert_eq!(counts(&mut state), ([0, 2], [0, 0]), "served here");
+    }
+    let mut api = service("api", &["10.96.0.11"], &PORTS[..1]);
+    api.internal_local = true;
+    state.put_service(api);
+    state.put_slice(slice("y", "api", &PORTS[..1], &[("10.0.0.3", READY)]));
+    assert_eq!(counts(&mut state), ([1, 2], [0, 0]), "the sum");
+    state.apply(Change::Service(object("web"), None));
+    assert_eq!(counts(&mut state), ([1, 0], [0, 0]), "dropped with the service");
+    state.apply(Change::Slice(object("y"), None, None));
+    assert_eq!(counts(&mut state), ([0, 0], [0, 0]));
 }

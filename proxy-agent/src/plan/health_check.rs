@@ -17,14 +17,6 @@ pub struct HealthCheck {
     pub local_ready: [Option<usize>; 2],
 }
 
-impl HealthCheck {
-    /// Do both listen on the same sockets?
-    pub fn has_same_sockets(&self, other: &Self) -> bool {
-        let families = |check: &Self| check.local_ready.map(|count| count.is_some());
-        (self.port, families(self)) == (other.port, families(other))
-    }
-}
-
 /// The health check of a Service, if it has one.
 pub fn health_check<'a>(
     service: &Service,

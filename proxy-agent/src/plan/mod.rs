@@ -6,6 +6,7 @@
 pub mod categorize;
 pub mod frontends;
 pub mod health_check;
+pub mod no_local;
 pub mod topology;
 pub mod trace;
 
@@ -16,6 +17,7 @@ use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::backend::Backend;
 
 pub use self::health_check::{HealthCheck, health_check};
+pub use self::no_local::NoLocal;
 use crate::model::state::service_port_name;
 use crate::model::{EndpointSlice, Family, Node, Service, ServicePort};
 

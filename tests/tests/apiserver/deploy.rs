@@ -43,6 +43,9 @@ fn the_account_may_do_what_the_agent_does_and_no_more() {
         ("update", "services"),
         ("patch", "nodes"),
         ("delete", "endpointslices.discovery.k8s.io"),
+        ("list", "events.events.k8s.io"),
+        ("delete", "events.events.k8s.io"),
+        ("create", "events"),
     ] {
         assert!(!may(verb, what), "{verb} {what} is nothing the agent needs");
     }

@@ -386,6 +386,11 @@ impl<A: Address> FamilySync<A> {
         self.frontends.keys()
     }
 
+    /// Source ranges in the kernel.
+    pub(super) fn source_ranges(&self) -> usize {
+        self.sources.rows()
+    }
+
     /// A frontend as the kernel holds it.
     pub(crate) fn frontend(&self, key: &FrontendKey<A>) -> Option<&Frontend> {
         self.frontends.get(key)

@@ -108,6 +108,7 @@ pub(super) struct Sync {
 pub(super) struct Occupancy {
     pub(super) backends: [u32; 2],
     pub(super) frontends: [usize; 2],
+    pub(super) source_ranges: [usize; 2],
     pub(super) services: usize,
 }
 
@@ -211,6 +212,14 @@ impl Sync {
         self.v4.is_pending() || self.v6.is_pending() || !self.unnamed.is_empty()
     }
 
+    /// The same by family (S173).
+    pub(super) fn is_behind(&self) -> [bool; 2] {
+        [
+            self.v4.is_pending() || self.unnamed.iter().any(|name| self.v4.wants(name)),
+            self.v6.is_pending() || self.unnamed.iter().any(|name| self.v6.wants(name)),
+        ]
+    }
+
     /// Is something waiting for the grace period?
     pub(super) fn has_idle(&mut self) -> bool {
         self.v4.ranges_mut().has_idle() || self.v6.ranges_mut().has_idle() || self.ids.has_retired()
@@ -241,6 +250,7 @@ impl Sync {
         Occupancy {
             backends: [v4.0, v6.0],
             frontends: [v4.1, v6.1],
+            source_ranges: [self.v4.source_ranges(), self.v6.source_ranges()],
             services: self.ids.len(),
         }
     }

@@ -26,6 +26,7 @@ const DOC: ([u8; 4], u8) = ([192, 0, 2, 0], 24);
 
 fn held(world: &World) -> Vec<String> {
     let rows = world.tables.v4.source_ranges.iter();
+    assert_eq!(world.sync.occupancy().source_ranges, [rows.len(), 0], "for the metrics");
     rows.map(|(_, addr, len)| format!("{addr}/{}", len - 32)).collect()
 }
 

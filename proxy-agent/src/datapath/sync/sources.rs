@@ -45,6 +45,11 @@ impl<A: Address> Sources<A> {
         self.held.keys().copied()
     }
 
+    /// Rows in the kernel.
+    pub(super) fn rows(&self) -> usize {
+        self.held.values().map(BTreeSet::len).sum()
+    }
+
     /// Everything a former agent left is looked at.
     pub(super) fn stage_leftovers(&mut self) {
         self.leftovers = self.held.keys().copied().collect();
