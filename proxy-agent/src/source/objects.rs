@@ -1,4 +1,4 @@
-//! Services, EndpointSlices and Nodes as the API writes them, cut down to the fields that matter. `kube` decodes straight into these,
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as the API writes them, cut down to the fields that matter. `kube` decodes straight into these,
 //! so nothing else of an object is ever held. Every field is lenient: decoding succeeds for any JSON object.
 
 use std::collections::BTreeMap;
@@ -78,6 +78,14 @@ object!(
         spec: Field<NodeSpec>,
         /// Only its addresses.
         status: Field<NodeStatus>,
+    }
+);
+
+object!(
+    /// `networking.k8s.io/v1 ServiceCIDR`.
+    ServiceCIDR, "networking.k8s.io/v1", "networking.k8s.io", ClusterResourceScope, "servicecidrs", {
+        /// What is wanted.
+        spec: Field<ServiceCidrSpec>,
     }
 );
 
@@ -271,6 +279,14 @@ part!(
     Taint {
         /// Key.
         key: Field<String>,
+    }
+);
+
+part!(
+    /// Spec of a ServiceCIDR.
+    ServiceCidrSpec {
+        /// One prefix, or one of each family.
+        cidrs: List<String>,
     }
 );
 

@@ -3,6 +3,7 @@
 
 mod node;
 mod service;
+mod service_cidr;
 mod slice;
 
 use std::net::IpAddr;
