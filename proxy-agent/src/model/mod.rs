@@ -109,6 +109,8 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// Its address of each family, the primary one first (S184).
     pub ips: Vec<IpAddr>,
+    /// Addresses of its pods, one prefix per family (S183).
+    pub pod_cidrs: Vec<IpNet>,
     /// The node is about to go away (S175): load balancers should look elsewhere.
     pub leaving: bool,
 }

@@ -74,7 +74,7 @@ object!(
 object!(
     /// `v1 Node`.
     Node, "v1", "", ClusterResourceScope, "nodes", {
-        /// Only its taints.
+        /// Only its taints and the addresses of its pods.
         spec: Field<NodeSpec>,
         /// Only its addresses.
         status: Field<NodeStatus>,
@@ -253,6 +253,12 @@ part!(
     NodeSpec {
         /// Taints.
         taints: List<Taint>,
+        /// Addresses of its pods.
+        #[serde(rename = "podCIDRs")]
+        pod_cidrs: List<String>,
+        /// The same, as it was written before there were two families.
+        #[serde(rename = "podCIDR")]
+        pod_cidr: Field<String>,
     }
 );
 
