@@ -218,6 +218,10 @@ impl Owner {
             let report = self.datapath.set_node_ips(ips);
             self.note_failures(&report);
         }
+        if self.state.take_service_networks_changed() {
+            let networks = self.state.service_networks();
+            tracing::info!(?networks, "service networks");
+        }
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;
         }

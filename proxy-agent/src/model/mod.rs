@@ -7,6 +7,7 @@
 pub mod address;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod networks;
 pub mod slice;
 pub mod state;
 
@@ -20,7 +21,7 @@ use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 pub use slice::{Endpoint, EndpointSlice, Family, SliceEndpoints, SlicePort};
 pub use state::{ClusterState, PendingChanges};
 
-/// Namespace and name of an object. Cheap to clone: the same name stands in several tables.
+/// Namespace and name of an object; a Node or ServiceCIDR has no namespace. Cheap to clone: the same name stands in several tables.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct ObjectName {
     /// Namespace.
@@ -41,7 +42,10 @@ impl ObjectName {
 
 impl std::fmt::Display for ObjectName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        match &*self.namespace {
+            "" => f.write_str(&self.name),
+            namespace => write!(f, "{namespace}/{}", self.name),
+        }
     }
 }
 
@@ -105,8 +109,19 @@ pub struct Node {
     pub zone: Option<Box<str>>,
     /// Its address of each family, the primary one first (S184).
     pub ips: Vec<IpAddr>,
+    /// Addresses of its pods, one prefix per family (S183).
+    pub pod_cidrs: Vec<IpNet>,
     /// The node is about to go away (S175): load balancers should look elsewhere.
     pub leaving: bool,
+}
+
+/// A network that cluster IPs are taken from (S78).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceCidr {
+    /// Name of the object.
+    pub name: Arc<str>,
+    /// Its prefixes without host bits.
+    pub networks: Vec<IpNet>,
 }
 
 /// One thing that happened to the cluster.
@@ -123,4 +138,8 @@ pub enum Change {
     Slice(ObjectName, Option<EndpointSlice>, Option<SystemTime>),
     /// The own Node as it is now. `None`: there is none.
     Node(Option<Node>),
+    /// The first list of ServiceCIDRs, or a new full one; an empty one if there is no such kind.
+    ServiceCidrs(Vec<ServiceCidr>),
+    /// A ServiceCIDR as it is now; `None` if it was deleted.
+    ServiceCidr(Arc<str>, Option<ServiceCidr>),
 }

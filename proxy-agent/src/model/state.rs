@@ -9,8 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
 use proxy_common::addr::Protocol;
 
+use super::networks::ServiceNetworks;
 use super::{Change, EndpointSlice, Node, ObjectName, Service};
 use crate::plan::{HealthCheck, NoLocal, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
 
@@ -22,6 +24,7 @@ pub struct ClusterState {
     attached: HashMap<ObjectName, Arc<str>>,
     node: Option<Node>,
     context: NodeContext,
+    service_networks: ServiceNetworks,
     listed: Listed,
     dirty: BTreeSet<ObjectName>,
     health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
@@ -58,6 +61,7 @@ struct Listed {
     services: bool,
     slices: bool,
     node: bool,
+    service_cidrs: bool,
 }
 
 impl ClusterState {
@@ -69,12 +73,17 @@ impl ClusterState {
             Change::Service(name, service) => self.set_service(name, service),
             Change::Slice(name, slice, trigger) => self.set_slice(name, slice, trigger),
             Change::Node(node) => self.set_node(node),
+            Change::ServiceCidrs(objects) => {
+                self.service_networks.replace(objects);
+                self.listed.service_cidrs = true;
+            }
+            Change::ServiceCidr(name, object) => self.service_networks.set(name, object),
         }
     }
 
     /// Every kind has been listed once.
     pub fn is_complete(&self) -> bool {
-        self.listed.services && self.listed.slices && self.listed.node
+        self.listed.services && self.listed.slices && self.listed.node && self.listed.service_cidrs
     }
 
     /// Is there anything that [`Self::take_changes`] would return?
@@ -85,6 +94,16 @@ impl ClusterState {
     /// The own Node, if it is known.
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
+    }
+
+    /// The networks that cluster IPs are taken from (S78): sorted, each once. None known: nothing can be said about such addresses.
+    pub fn service_networks(&self) -> &[IpNet] {
+        self.service_networks.union()
+    }
+
+    /// Are the service networks others than at the last call? Never before every kind has been listed.
+    pub fn take_service_networks_changed(&mut self) -> bool {
+        self.is_complete() && self.service_networks.take_changed()
     }
 
     /// What the changes since the last call amount to, for the metrics.

@@ -33,6 +33,7 @@ fn listed() -> ClusterState {
     state.apply(Change::Services(Vec::new()));
     state.apply(Change::Slices(Vec::new()));
     state.apply(Change::Node(None));
+    state.apply(Change::ServiceCidrs(Vec::new()));
     state
 }
 
@@ -52,6 +53,17 @@ fn nothing_before_every_kind_is_listed() {
     state.apply(Change::Slices(vec![web_slice("a", "web")]));
     assert!(state.take_changes().is_empty() && !state.is_complete() && !state.has_changes());
     state.apply(Change::Node(None));
+    let service_cidr = crate::model::ServiceCidr {
+        name: "kubernetes".into(),
+        networks: vec!["10.96.0.0/16".parse().unwrap()],
+    };
+    state.apply(Change::ServiceCidr("kubernetes".into(), Some(service_cidr.clone())));
+    assert!(state.take_changes().is_empty() && !state.take_service_networks_changed());
+    state.apply(Change::ServiceCidrs(vec![service_cidr]));
+    assert!(
+        state.take_service_networks_changed() && state.service_networks().len() == 1,
+        "S78"
+    );
     assert!(state.is_complete() && state.has_changes());
     assert_eq!(state.taken(), ["default/web:http/TCP 1"], "S160");
 }

@@ -118,6 +118,7 @@ fn listed(
     state.apply(Change::Services(services));
     state.apply(Change::Slices(slices));
     state.apply(Change::Node(node));
+    state.apply(Change::ServiceCidrs(Vec::new()));
     absorb(&mut state, &mut plans);
     plans
 }
@@ -164,6 +165,7 @@ proptest! {
         prop_assert!(state.take_changes().is_empty());
         state.apply(Change::Slices(Vec::new()));
         state.apply(Change::Node(None));
+        state.apply(Change::ServiceCidrs(Vec::new()));
 
         // Interleaves the three histories by the bits of `order`; each keeps its own order.
         let (mut service_events, mut slice_events, mut node_events) = (services.iter(), slices.iter(), nodes.iter());

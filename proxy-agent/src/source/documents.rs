@@ -1,4 +1,4 @@
-//! The text of one manifest file: its documents, and the Services, EndpointSlices and Nodes in them. Pure; called by
+//! The text of one manifest file: its documents, and the Services, EndpointSlices, Nodes and ServiceCIDRs in them. Pure; called by
 //! [`super::manifests`] for every file that changed.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::convert::Converter;
 use super::{Kind, Warning, objects};
-use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
+use crate::model::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
 
 const DEFAULT_NAMESPACE: &str = "default";
 /// Nodes of a YAML document: a `List` of everything in a large cluster has a few million.
@@ -23,6 +23,7 @@ pub(super) enum Object {
     Service(Option<Service>),
     Slice(Option<EndpointSlice>),
     Node(Node),
+    ServiceCidr(ServiceCidr),
 }
 
 /// What a file contributes.
@@ -42,6 +43,10 @@ impl Object {
             (Kind::Service, _) => Change::Service(key.1.clone(), None),
             (Kind::EndpointSlice, Some(Self::Slice(slice))) => Change::Slice(key.1.clone(), slice.clone(), None),
             (Kind::EndpointSlice, _) => Change::Slice(key.1.clone(), None, None),
+            (Kind::ServiceCidr, Some(Self::ServiceCidr(cidr))) => {
+                Change::ServiceCidr(key.1.name.clone(), Some(cidr.clone()))
+            }
+            (Kind::ServiceCidr, _) => Change::ServiceCidr(key.1.name.clone(), None),
             (_, Some(Self::Node(node))) => Change::Node(Some(node.clone())),
             _ => Change::Node(None),
         }
@@ -138,6 +143,7 @@ fn read_value(place: &str, value: Value, list_kind: Option<&str>, converter: &mu
     let kind = text("kind").or(list_kind).unwrap_or_default().to_owned();
     let version = text("apiVersion").unwrap_or(match kind.as_str() {
         "EndpointSlice" if list_kind.is_some() => "discovery.k8s.io/v1",
+        "ServiceCIDR" if list_kind.is_some() => "networking.k8s.io/v1",
         _ if list_kind.is_some() => "v1",
         _ => "",
     });
@@ -145,7 +151,10 @@ fn read_value(place: &str, value: Value, list_kind: Option<&str>, converter: &mu
         ("v1", "Service") => read_service(place, value, converter, contents),
         ("discovery.k8s.io/v1", "EndpointSlice") => read_slice(place, value, converter, contents),
         ("v1", "Node") => read_node(value, converter, contents),
-        ("v1", "List" | "ServiceList" | "NodeList") | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+        ("networking.k8s.io/v1", "ServiceCIDR") => read_service_cidr(place, value, converter, contents),
+        ("v1", "List" | "ServiceList" | "NodeList")
+        | ("discovery.k8s.io/v1", "EndpointSliceList")
+        | ("networking.k8s.io/v1", "ServiceCIDRList") => {
             let item_kind = kind.strip_suffix("List").filter(|kind| !kind.is_empty());
             let Value::Object(mut list) = value else { return };
             if let Some(Value::Array(items)) = list.remove("items") {
@@ -160,8 +169,8 @@ fn read_value(place: &str, value: Value, list_kind: Option<&str>, converter: &mu
                 }
             }
         }
-        ("", "Service" | "EndpointSlice" | "Node") => {
-            let remedy = "the object is ignored; write v1, or discovery.k8s.io/v1 for an EndpointSlice";
+        ("", "Service" | "EndpointSlice" | "Node" | "ServiceCIDR") => {
+            let remedy = "the object is ignored; write v1, discovery.k8s.io/v1 for an EndpointSlice, networking.k8s.io/v1 for a ServiceCIDR";
             contents.warnings.push(file_warning(
                 place.to_owned(),
                 "apiVersion",
@@ -189,6 +198,17 @@ fn read_slice(place: &str, value: Value, converter: &mut Converter, contents: &m
     contents
         .objects
         .insert((Kind::EndpointSlice, name), Object::Slice(slice));
+}
+
+fn read_service_cidr(place: &str, value: Value, converter: &mut Converter, contents: &mut Contents) {
+    let Some((name, object)) = decode::<objects::ServiceCIDR>(place, value, contents) else {
+        return;
+    };
+    let name = ObjectName::new("", name.name);
+    let cidr = converter.service_cidr(&name, &object);
+    contents
+        .objects
+        .insert((Kind::ServiceCidr, name), Object::ServiceCidr(cidr));
 }
 
 fn read_node(value: Value, converter: &mut Converter, contents: &mut Contents) {
@@ -256,6 +276,7 @@ mod tests {
              ---\napiVersion: v1\nkind: ServiceList\nitems: [{{metadata: {{name: other}}, spec: {{}}}}]\n---\n\
              apiVersion: discovery.k8s.io/v1\nkind: EndpointSliceList\nitems: [{{metadata: {{name: b}}}}]\n---\n\
              apiVersion: v1\nkind: Node\nmetadata: {{name: node-a}}\n---\napiVersion: v1\nkind: Node\nmetadata: {{name: node-b}}\n---\n\
+             apiVersion: networking.k8s.io/v1\nkind: ServiceCIDRList\nitems: [{{metadata: {{name: kubernetes}}, spec: {{cidrs: [10.96.0.0/16]}}}}]\n---\n\
              apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {{name: other-group}}\n...\n"
         );
         let (found, _, damaged) = names(&text, false);
@@ -264,7 +285,8 @@ mod tests {
             "Service default/web",
             "EndpointSlice default/b",
             "EndpointSlice n/a",
-            "Node /node-a",
+            "Node node-a",
+            "ServiceCIDR kubernetes",
         ];
         assert_eq!(found, expected);
         assert!(!damaged);

@@ -1,4 +1,4 @@
-//! Watches Services, EndpointSlices and the own Node in an API server (S14). Each kind has its own task and its own watch; a full
+//! Watches Services, EndpointSlices, the own Node and ServiceCIDRs in an API server (S14). Each kind has its own task and its own watch; a full
 //! list replaces the kind as a whole. Without an API server nothing is said, so the last state stands, however long (S161).
 
 use std::pin::pin;
@@ -15,10 +15,13 @@ use tokio::task::JoinSet;
 
 use super::convert::{Converter, trigger_time};
 use super::{Event, objects};
-use crate::model::{Change, EndpointSlice, Node, ObjectName, Service};
+use crate::model::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
 
 /// A server that knows streaming lists sends the next object, or the mark of the end, sooner than this.
 const STREAMING_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Pauses between tries for a kind that the server does not serve: the first, and up to which they grow.
+const UNSERVED_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(600)];
 
 /// Watches for ever; returns only when nobody listens any more.
 pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Event>) {
@@ -27,7 +30,8 @@ pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Eve
     let all = watcher::Config::default;
     let services: Api<objects::Service> = Api::all(client.clone());
     let slices: Api<objects::EndpointSlice> = Api::all(client.clone());
-    let nodes: Api<objects::Node> = Api::all(client);
+    let nodes: Api<objects::Node> = Api::all(client.clone());
+    let cidrs: Api<objects::ServiceCIDR> = Api::all(client);
     tasks.spawn(follow(
         services,
         all(),
@@ -35,6 +39,7 @@ pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Eve
         events.clone(),
     ));
     tasks.spawn(follow(slices, all(), Converter::new(node_name.clone()), events.clone()));
+    tasks.spawn(follow(cidrs, all(), Converter::new(node_name.clone()), events.clone()));
     tasks.spawn(follow(
         nodes,
         all().fields(&own_node),
@@ -49,6 +54,8 @@ trait Watched:
     kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static
 {
     type Model: Send + 'static;
+    /// What to do where the server refuses this kind to us. Not given for kinds without which nothing can be done.
+    const REMEDY_IF_FORBIDDEN: Option<&str> = None;
     fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<Self::Model>;
     fn list(models: Vec<Self::Model>) -> Change;
     fn one(name: ObjectName, model: Option<Self::Model>, trigger: Option<SystemTime>) -> Change;
@@ -102,6 +109,23 @@ impl Watched for objects::Node {
     }
 }
 
+impl Watched for objects::ServiceCIDR {
+    type Model = ServiceCidr;
+    const REMEDY_IF_FORBIDDEN: Option<&str> = Some("add servicecidrs of networking.k8s.io to the agent's ClusterRole");
+
+    fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<ServiceCidr> {
+        Some(converter.service_cidr(name, self))
+    }
+
+    fn list(models: Vec<ServiceCidr>) -> Change {
+        Change::ServiceCidrs(models)
+    }
+
+    fn one(name: ObjectName, model: Option<ServiceCidr>, _: Option<SystemTime>) -> Change {
+        Change::ServiceCidr(name.name, model)
+    }
+}
+
 /// Follows one kind: streaming lists if the server has them, plain ones if not.
 async fn follow<K: Watched>(api: Api<K>, config: watcher::Config, converter: Converter, events: mpsc::Sender<Event>) {
     let mut watch = Watch {
@@ -109,18 +133,35 @@ async fn follow<K: Watched>(api: Api<K>, config: watcher::Config, converter: Con
         events,
         listing: None,
         listed: false,
+        refused: false,
         kind: K::kind(&()).into_owned(),
     };
-    if watch
-        .run(&api, config.clone().streaming_lists(), Some(STREAMING_PATIENCE))
-        .await
-        == End::NoStreaming
-    {
-        tracing::info!(
-            kind = watch.kind,
-            "the API server has no streaming lists, using plain ones"
-        );
-        watch.run(&api, config, None).await;
+    let mut patience = Some(STREAMING_PATIENCE);
+    let [mut pause, longest] = UNSERVED_PAUSES;
+    loop {
+        let config = config.clone();
+        let config = if patience.is_some() {
+            config.streaming_lists()
+        } else {
+            config
+        };
+        match watch.run(&api, config, patience).await {
+            End::NobodyListens => return,
+            End::NoStreaming => {
+                patience = None;
+                tracing::info!(
+                    kind = watch.kind,
+                    "the API server has no streaming lists, using plain ones"
+                );
+            }
+            End::Unserved => {
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = watch.events.closed() => return,
+                }
+                pause = (pause * 2).min(longest);
+            }
+        }
     }
 }
 
@@ -132,12 +173,15 @@ struct Watch<K: Watched> {
     listing: Option<Vec<K::Model>>,
     /// Some list has been completed.
     listed: bool,
+    /// The server does not serve it, which has been said.
+    refused: bool,
     kind: String,
 }
 
 #[derive(PartialEq, Eq)]
 enum End {
     NoStreaming,
+    Unserved,
     NobodyListens,
 }
 
@@ -158,6 +202,16 @@ impl<K: Watched> Watch<K> {
                 Some(Err(error)) if patience.is_some() && self.is_starting() && refuses_streaming(&error) => {
                     return End::NoStreaming;
                 }
+                Some(Err(error))
+                    if !self.listed
+                        && let Some(refusal) = Refusal::of(&error)
+                        && let Some(remedy) = K::REMEDY_IF_FORBIDDEN =>
+                {
+                    return match self.do_without(refusal, remedy).await {
+                        Ok(()) => End::Unserved,
+                        Err(_) => End::NobodyListens,
+                    };
+                }
                 Some(Err(error)) => {
                     tracing::warn!(kind = self.kind, %error, "watch interrupted, the last state stands");
                     Ok(())
@@ -173,6 +227,22 @@ impl<K: Watched> Watch<K> {
     /// Is a list under way, or has none been completed yet? An error then is about the list, not about a watch after it.
     fn is_starting(&self) -> bool {
         self.listing.is_some() || !self.listed
+    }
+
+    /// The server does not serve this kind: there is none of it as far as anybody can tell, and nothing waits for it.
+    async fn do_without(&mut self, refusal: Refusal, remedy: &str) -> Result<(), mpsc::error::SendError<Event>> {
+        self.listing = None;
+        if std::mem::replace(&mut self.refused, true) {
+            return Ok(());
+        }
+        match refusal {
+            Refusal::Unknown => tracing::info!(
+                kind = self.kind,
+                "the API server does not know this kind, going on without"
+            ),
+            Refusal::Forbidden => tracing::warn!(kind = self.kind, remedy, "may not be listed, going on without"),
+        }
+        self.events.send(Event::Change(K::list(Vec::new()))).await
     }
 
     async fn handle(&mut self, event: watcher::Event<K>) -> Result<(), mpsc::error::SendError<Event>> {
@@ -222,6 +292,27 @@ fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
     }
 }
 
+/// Why a server does not serve a kind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Refusal {
+    Unknown,
+    Forbidden,
+}
+
+impl Refusal {
+    fn of(error: &watcher::Error) -> Option<Self> {
+        use watcher::Error::{InitialListFailed, WatchStartFailed};
+        let (InitialListFailed(kube::Error::Api(status)) | WatchStartFailed(kube::Error::Api(status))) = error else {
+            return None;
+        };
+        match status.code {
+            404 => Some(Self::Unknown),
+            403 => Some(Self::Forbidden),
+            _ => None,
+        }
+    }
+}
+
 /// Does the server, rather than the way to it, say no while it streams a list? From 1.27 on, one where the feature is off says that
 /// the request is invalid; one on an old etcd says so only after the stream has begun.
 fn refuses_streaming(error: &watcher::Error) -> bool {
@@ -253,5 +344,8 @@ mod tests {
             "has to start anew"
         );
         assert!(!refuses_streaming(&watcher::Error::NoResourceVersion));
+        assert_eq!(Refusal::of(&start(404)), Some(Refusal::Unknown), "before 1.33");
+        assert_eq!(Refusal::of(&start(403)), Some(Refusal::Forbidden));
+        assert_eq!(Refusal::of(&start(500)), None);
     }
 }

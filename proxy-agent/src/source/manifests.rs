@@ -211,15 +211,21 @@ impl Folder {
             .into_iter()
             .filter(|event| matches!(event, Event::Warning(_)))
             .collect();
-        let (mut services, mut slices, mut node) = (Vec::new(), Vec::new(), None);
+        let (mut services, mut slices, mut node, mut cidrs) = (Vec::new(), Vec::new(), None, Vec::new());
         for object in self.holders.values().filter_map(|holders| holders.values().next()) {
             match object.clone() {
                 Object::Service(service) => services.extend(service),
                 Object::Slice(slice) => slices.extend(slice),
                 Object::Node(own) => node = Some(own),
+                Object::ServiceCidr(cidr) => cidrs.push(cidr),
             }
         }
-        let lists = [Change::Services(services), Change::Slices(slices), Change::Node(node)];
+        let lists = [
+            Change::Services(services),
+            Change::Slices(slices),
+            Change::Node(node),
+            Change::ServiceCidrs(cidrs),
+        ];
         events.extend(lists.map(Event::Change));
         events
     }

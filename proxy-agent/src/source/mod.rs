@@ -32,6 +32,8 @@ pub enum Kind {
     EndpointSlice,
     /// A Node.
     Node,
+    /// A ServiceCIDR.
+    ServiceCidr,
     /// A file of the manifest folder, before it is known what is in it.
     File,
 }
@@ -43,6 +45,7 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Node => "Node",
+            Self::ServiceCidr => "ServiceCIDR",
             Self::File => "File",
         }
     }

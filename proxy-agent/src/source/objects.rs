@@ -1,4 +1,4 @@
-//! Services, EndpointSlices and Nodes as the API writes them, cut down to the fields that matter. `kube` decodes straight into these,
+//! Services, EndpointSlices, Nodes and ServiceCIDRs as the API writes them, cut down to the fields that matter. `kube` decodes straight into these,
 //! so nothing else of an object is ever held. Every field is lenient: decoding succeeds for any JSON object.
 
 use std::collections::BTreeMap;
@@ -74,10 +74,18 @@ object!(
 object!(
     /// `v1 Node`.
     Node, "v1", "", ClusterResourceScope, "nodes", {
-        /// Only its taints.
+        /// Only its taints and the addresses of its pods.
         spec: Field<NodeSpec>,
         /// Only its addresses.
         status: Field<NodeStatus>,
+    }
+);
+
+object!(
+    /// `networking.k8s.io/v1 ServiceCIDR`.
+    ServiceCIDR, "networking.k8s.io/v1", "networking.k8s.io", ClusterResourceScope, "servicecidrs", {
+        /// What is wanted.
+        spec: Field<ServiceCidrSpec>,
     }
 );
 
@@ -245,6 +253,12 @@ part!(
     NodeSpec {
         /// Taints.
         taints: List<Taint>,
+        /// Addresses of its pods.
+        #[serde(rename = "podCIDRs")]
+        pod_cidrs: List<String>,
+        /// The same, as it was written before there were two families.
+        #[serde(rename = "podCIDR")]
+        pod_cidr: Field<String>,
     }
 );
 
@@ -271,6 +285,14 @@ part!(
     Taint {
         /// Key.
         key: Field<String>,
+    }
+);
+
+part!(
+    /// Spec of a ServiceCIDR.
+    ServiceCidrSpec {
+        /// One prefix, or one of each family.
+        cidrs: List<String>,
     }
 );
 

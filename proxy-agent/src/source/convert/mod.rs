@@ -1,0 +1,187 @@
+//! From objects as the API writes them to model types: the border where everything is validated. A malformed part is reported and
+//! left out, the rest of the object is used (S19, S23). One file per kind; here is what they share. Called by the two sources.
+
+mod node;
+mod service;
+mod service_cidr;
+mod slice;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use proxy_common::addr::{Port, Protocol};
+
+use super::lenient::Field;
+use super::objects::List;
+use super::{Kind, Warning};
+use crate::model::ObjectName;
+use crate::model::address::parse_ip;
+
+pub use slice::trigger_time;
+
+/// Their presence, with whatever value, hides an object from us (S1–S3).
+const IGNORE_LABELS: [&str; 2] = [
+    "service.kubernetes.io/service-proxy-name",
+    "service.kubernetes.io/headless",
+];
+
+/// Converts objects for one node, collecting what is wrong with them.
+#[derive(Debug)]
+pub struct Converter {
+    node_name: Arc<str>,
+    warnings: Vec<Warning>,
+}
+
+/// Where a warning belongs.
+struct Reporter<'c> {
+    warnings: &'c mut Vec<Warning>,
+    kind: Kind,
+    object: String,
+}
+
+impl Reporter<'_> {
+    fn warn(&mut self, field: impl Into<String>, problem: impl Into<String>, remedy: &'static str) {
+        self.warnings.push(Warning {
+            kind: self.kind,
+            object: self.object.clone(),
+            field: field.into(),
+            problem: problem.into(),
+            remedy,
+        });
+    }
+
+    /// The value of a field; reports one of the wrong type.
+    fn read<T: Clone>(&mut self, field: &Field<T>, path: impl FnOnce() -> String, remedy: &'static str) -> Option<T> {
+        if let Field::Bad(seen) = field {
+            self.warn(path(), format!("is {seen}"), remedy);
+        }
+        field.given().cloned()
+    }
+
+    fn items<'f, T>(&mut self, list: &'f List<T>, path: &str) -> Vec<(String, &'f T)> {
+        if let Field::Bad(seen) = list {
+            self.warn(path, format!("is {seen}"), "must be a list");
+        }
+        let mut items = Vec::new();
+        for (index, item) in list.given().into_iter().flatten().enumerate() {
+            let path = format!("{path}[{index}]");
+            match item {
+                Field::Given(item) => items.push((path, item)),
+                Field::Bad(seen) => self.warn(
+                    path,
+                    format!("is {seen}"),
+                    "the entry is ignored; give it the right type",
+                ),
+                Field::Absent => self.warn(path, "is null", "the entry is ignored; remove it"),
+            }
+        }
+        items
+    }
+
+    fn protocol(&mut self, field: &Field<String>, path: &str) -> Option<Protocol> {
+        let remedy = "the port is ignored; use TCP, UDP or SCTP";
+        let path = || format!("{path}.protocol");
+        match field {
+            Field::Bad(_) => self.read(field, path, remedy).and(None),
+            Field::Absent => Some(Protocol::Tcp),
+            Field::Given(text) => match text.as_str() {
+                "" | "TCP" => Some(Protocol::Tcp),
+                "UDP" => Some(Protocol::Udp),
+                "SCTP" => Some(Protocol::Sctp),
+                _ => {
+                    self.warn(path(), format!("is {text:?}"), remedy);
+                    None
+                }
+            },
+        }
+    }
+
+    fn port(&mut self, field: &Field<i64>, path: &str) -> Option<Port> {
+        let number = field
+            .given()
+            .and_then(|number| u16::try_from(*number).ok())
+            .filter(|number| *number != 0);
+        if number.is_none() {
+            let seen = match field {
+                Field::Absent => "is missing".to_owned(),
+                Field::Given(number) => format!("is {number}"),
+                Field::Bad(seen) => format!("is {seen}"),
+            };
+            self.warn(
+                format!("{path}.port"),
+                seen,
+                "the port is ignored; use a number from 1 to 65535",
+            );
+        }
+        number.map(Port::new)
+    }
+
+    fn address(&mut self, text: &str, path: impl FnOnce() -> String, remedy: &'static str) -> Option<IpAddr> {
+        let address = parse_ip(text).filter(|ip| !ip.is_unspecified() && !ip.is_multicast());
+        if address.is_none() {
+            self.warn(path(), format!("{text:?} is not a unicast address"), remedy);
+        }
+        address
+    }
+}
+
+impl Converter {
+    /// A converter for the node of this name.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// What was found wrong since the last call.
+    pub fn take_warnings(&mut self) -> Vec<Warning> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    fn reporter(&mut self, kind: Kind, name: &ObjectName) -> Reporter<'_> {
+        Reporter {
+            warnings: &mut self.warnings,
+            kind,
+            object: name.to_string(),
+        }
+    }
+}
+
+fn label<'m>(metadata: &'m ObjectMeta, key: &str) -> Option<&'m str> {
+    metadata.labels.as_ref()?.get(key).map(String::as_str)
+}
+
+fn is_hidden(metadata: &ObjectMeta) -> bool {
+    IGNORE_LABELS.iter().any(|key| label(metadata, key).is_some())
+}
+
+fn is_text(field: &Field<String>, text: &str) -> bool {
+    field.given().is_some_and(|given| given == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::Converter;
+    use crate::model::fixtures::object;
+    use crate::source::objects;
+
+    #[test]
+    fn any_json_object_decodes() {
+        for value in [
+            json!({"metadata": 5, "spec": [], "ports": {}, "endpoints": "x"}),
+            json!({"metadata": {"name": [], "labels": [], "annotations": 3, "creationTimestamp": 4}, "spec": {"ports": {"a": []}}}),
+            json!({"metadata": {"labels": {"a": null, "b": {"c": 1}}}, "endpoints": [[], {"addresses": {}, "hints": {"forZones": [{}]}}]}),
+        ] {
+            let decoded: objects::Service = serde_json::from_value(value.clone()).unwrap();
+            Converter::new("n").service(&object("x"), &decoded);
+            let decoded: objects::EndpointSlice = serde_json::from_value(value.clone()).unwrap();
+            Converter::new("n").slice(&object("x"), &decoded);
+            let decoded: objects::Node = serde_json::from_value(value).unwrap();
+            Converter::new("n").node(&decoded);
+        }
+    }
+}
