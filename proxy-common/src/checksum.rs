@@ -19,6 +19,13 @@ pub const fn difference(old: u32, new: u32) -> u16 {
     if old == new {
         return 0;
     }
+    change(old, new)
+}
+
+/// As [`difference`], but never zero if `new` is not: two equal sums differ by the other zero, 0xffff. For data that is known to have
+/// changed although its sum may not have.
+#[inline(always)]
+pub const fn change(old: u32, new: u32) -> u16 {
     fold(new + (!fold(old) as u32))
 }
 

@@ -38,7 +38,8 @@ reasons! {
     NoRoute = 4 "no_route",
     /// Dropped: the frontend points outside the backend table; the agent repairs it at the next sync.
     BadRange = 5 "bad_range",
-    /// Dropped: the packet could not be changed (out of memory, or headers that ended early).
+    /// Dropped: the packet could not be changed (out of memory, headers that ended early, or the first fragment of an SCTP packet
+    /// whose ports have to change).
     RewriteFailed = 6 "rewrite_failed",
     /// Dropped: the error message for a refused packet could not be built.
     RefuseFailed = 7 "refuse_failed",

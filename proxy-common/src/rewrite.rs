@@ -76,7 +76,7 @@ pub struct Rewrite<A> {
     pub dst_port: Port,
     /// Ones'-complement difference of the addresses, as [`checksum::difference`] gives it.
     pub addr_delta: u16,
-    /// Ones'-complement difference of the ports; zero if no port changes.
+    /// Ones'-complement difference of the ports; zero exactly if no port changes: then none is written.
     pub port_delta: u16,
     /// Service id.
     pub service: u32,
@@ -159,10 +159,14 @@ impl<A: Address> RewriteKey<A> {
             src_port,
             dst_port,
             addr_delta: checksum::difference(self.src.sum() + self.dst.sum(), src.sum() + dst.sum()),
-            port_delta: checksum::difference(
-                self.src_port.sum() + self.dst_port.sum(),
-                src_port.sum() + dst_port.sum(),
-            ),
+            port_delta: if self.src_port == src_port && self.dst_port == dst_port {
+                0
+            } else {
+                checksum::change(
+                    self.src_port.sum() + self.dst_port.sum(),
+                    src_port.sum() + dst_port.sum(),
+                )
+            },
             service: meta.service,
             ifindex: meta.ifindex,
             last_seen: meta.last_seen,
@@ -212,6 +216,18 @@ mod tests {
         );
         let reply = reply_key.rewrite_to(VIP, Port::new(80), CLIENT, Port::new(4000), Meta::default());
         assert_eq!(reply_key.partner(&reply), key);
+    }
+
+    #[test]
+    fn ports_with_an_equal_sum_are_a_change() {
+        let key = RewriteKey::new(CLIENT, Port::new(40_000), VIP, Port::new(80), 6, HOOK_INGRESS);
+        let delta = |src, dst| {
+            key.rewrite_to(CLIENT, Port::new(src), BACKEND, Port::new(dst), Meta::default())
+                .port_delta
+        };
+        assert_eq!(delta(40_000, 80), 0);
+        assert_eq!(delta(32_000, 8_080), 0xffff);
+        assert_eq!(checksum::update(0x1234, 0xffff), 0x1234);
     }
 
     #[test]

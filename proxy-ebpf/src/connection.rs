@@ -6,7 +6,7 @@
 //! tuple is claimed with BPF_NOEXIST, so that two connections never share one.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
-use proxy_common::addr::{Port, Protocol};
+use proxy_common::addr::Port;
 use proxy_common::frontend::Origin;
 use proxy_common::link::{LINK_PODS, NODE_ADDR_NODE_PORTS};
 use proxy_common::reason::Reason;
@@ -214,10 +214,6 @@ fn begin<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Result<(), Reaso
         return Err(Reason::RewriteFailed);
     };
     let backend = service::backend::<A>(scratch.slot)?;
-    if key.protocol == Protocol::Sctp.number() && key.dst_port != backend.port {
-        // A changed port needs a new CRC32c over the whole packet, which the programs do not compute (S195).
-        return Err(Reason::RewriteFailed);
-    }
     let mut meta = Meta {
         service: scratch.service,
         ifindex: 0,

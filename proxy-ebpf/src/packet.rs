@@ -43,6 +43,9 @@ pub(crate) struct Packet<A> {
     pub(crate) tcp_flags: u8,
     /// A fragment other than the first: it has no L4 header, its ports are those that the first one had.
     pub(crate) is_later_fragment: bool,
+    /// Not zero if fragments follow this packet. A number that nothing was compared with on the way here, and that SCTP alone looks
+    /// at: the verifier need not follow first fragments apart from whole packets.
+    pub(crate) more_fragments: u8,
 }
 
 impl<A> Packet<A> {
@@ -127,6 +130,7 @@ fn parse_l4<A: Family>(ctx: &TcContext, network: Network<A>, hook: u8) -> Option
         ip_checksum: network.checksum,
         tcp_flags,
         is_later_fragment: false,
+        more_fragments: 0,
     })
 }
 

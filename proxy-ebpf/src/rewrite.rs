@@ -3,21 +3,24 @@
 //! Both differences a rewrite makes to the checksums were computed when the entry was written. So an IPv4 packet costs one store
 //! (header checksum and both addresses stand side by side, and the ports follow) and one checksum helper, two if a port
 //! changes. The L4 checksum is left to the helper, because only it knows whether the checksum in the packet is complete or just
-//! the pseudo header's, as in packets of local pods.
+//! the pseudo header's, as in packets of local pods. There is no helper for SCTP's CRC32c, which is updated here.
 
 use aya_ebpf::bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::programs::TcContext;
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::rewrite::{Rewrite, STATE_FIN, STATE_RST, STATE_SEEN};
-use proxy_common::{checksum, clock};
+use proxy_common::{checksum, clock, crc32c};
 
 use crate::maps::HAVE_CSUM_IPV6;
-use crate::packet::{Headers, Packet, TCP_FIN, TCP_RST};
+use crate::packet::{Headers, IPV6_HEADER, Packet, TCP_FIN, TCP_RST};
 
 /// Offset of the checksum in the header of a protocol.
 const TCP_CHECKSUM: u32 = 16;
 const UDP_CHECKSUM: u32 = 6;
+const SCTP_CHECKSUM: usize = 8;
+/// Bytes of SCTP's common header, which every packet begins with.
+const SCTP_HEADER: usize = 12;
 /// `BPF_F_IPV6`, newer than the bindings (Linux 6.16): tells `bpf_l4_csum_replace` that no IP header checksum makes up for the
 /// address change, so a hardware-computed sum over the whole packet (CHECKSUM_COMPLETE) must be left alone.
 const BPF_F_IPV6: u64 = 1 << 7;
@@ -43,6 +46,8 @@ const _: () = {
 
 /// A family's way to store the addresses (and ports) of a rewrite in one call.
 pub(crate) trait Store: Headers {
+    /// Offset of the length field in the IP header, and what is to be added to it for the length of the whole packet.
+    const LENGTH: (usize, usize);
     /// Writes the rewritten addresses, the IP header checksum and, if `ports`, the ports.
     fn store<const L2: usize>(ctx: &TcContext, packet: &Packet<Self>, rewrite: &Rewrite<Self>) -> Result<(), ()>;
 }
@@ -63,6 +68,8 @@ pub(crate) fn store_bytes<T>(ctx: &TcContext, offset: usize, value: &T, len: usi
 }
 
 impl Store for Addr4 {
+    const LENGTH: (usize, usize) = (2, 0);
+
     #[inline(always)]
     fn store<const L2: usize>(ctx: &TcContext, packet: &Packet<Self>, rewrite: &Rewrite<Self>) -> Result<(), ()> {
         let stored = Stored4 {
@@ -84,6 +91,8 @@ impl Store for Addr4 {
 }
 
 impl Store for Addr6 {
+    const LENGTH: (usize, usize) = (4, IPV6_HEADER);
+
     #[inline(always)]
     fn store<const L2: usize>(ctx: &TcContext, packet: &Packet<Self>, rewrite: &Rewrite<Self>) -> Result<(), ()> {
         if rewrite.port_delta == 0 || packet.is_later_fragment {
@@ -148,8 +157,13 @@ pub(crate) fn apply<A: Store, const L2: usize>(
         // A UDP checksum of zero means "none" and stays (RFC 768); a computed zero becomes 0xffff.
         (packet.l4 + UDP_CHECKSUM, u64::from(BPF_F_MARK_MANGLED_0))
     } else {
-        // SCTP's CRC32c has no pseudo header, so addresses do not matter; ports never change (S195, see `connection::open`).
-        return Ok(());
+        // SCTP's CRC32c has no pseudo header, so addresses do not matter (S195).
+        if rewrite.port_delta == 0 {
+            return Ok(());
+        }
+        let old = ports_word(packet.key.src_port, packet.key.dst_port);
+        let new = ports_word(rewrite.src_port, rewrite.dst_port);
+        return replace_crc32c::<A, L2>(ctx, packet.l4, old ^ new, packet.more_fragments);
     };
     if rewrite.addr_delta != 0 {
         let ipv6 = if A::IS_V6 && HAVE_CSUM_IPV6.load() != 0 {
@@ -168,6 +182,42 @@ pub(crate) fn apply<A: Store, const L2: usize>(
         replace(ctx, field, rewrite.port_delta, mangled)?;
     }
     Ok(())
+}
+
+/// An SCTP packet's first four bytes, as a number of the CRC's byte order.
+#[inline(always)]
+fn ports_word(src: Port, dst: Port) -> u32 {
+    u32::from_le(bytemuck::cast([src, dst]))
+}
+
+/// Makes up for `changed` bits of the ports in the CRC32c of a whole SCTP packet. Out of the way of the other protocols.
+#[inline(never)]
+fn replace_crc32c<A: Store, const L2: usize>(
+    ctx: &TcContext,
+    l4: u32,
+    changed: u32,
+    more_fragments: u8,
+) -> Result<(), ()> {
+    // The length of a fragmented packet is in its last fragment. Few send one: SCTP fits its packets to the path's MTU.
+    if more_fragments != 0 {
+        return Err(());
+    }
+    let field = l4 as usize + SCTP_CHECKSUM;
+    let crc = u32::from_le(ctx.load(field).map_err(|_errno| ())?);
+    // A local pod's packet whose sum the device computes later (CHECKSUM_PARTIAL): it does so over a field that is still zero. One
+    // in 2^32 packets has this sum by chance; its receiver drops it.
+    if crc == 0 {
+        return Ok(());
+    }
+    // From the IP header, because a short Ethernet frame is padded.
+    let (offset, added) = A::LENGTH;
+    let end = L2 + added + usize::from(u16::from_be(ctx.load(L2 + offset).map_err(|_errno| ())?));
+    let start = l4 as usize;
+    if end < start + SCTP_HEADER {
+        return Err(());
+    }
+    let crc = crc ^ crc32c::difference(changed, (end - start) as u16);
+    store_bytes(ctx, field, &crc.to_le(), 4)
 }
 
 /// Adds a precomputed difference to the L4 checksum: a size of 0 in the flags says that `to` is a difference.

@@ -40,6 +40,7 @@ pub(crate) struct Walked<A> {
     checksum: u16,
     l4: usize,
     part: Part,
+    more_fragments: u8,
     id: u32,
 }
 
@@ -68,6 +69,7 @@ impl Walk for Addr4 {
                 checksum: field(ip, 10),
                 l4: L2 + usize::from(field::<u8>(ip, 0) & 0x0f) * 4,
                 part,
+                more_fragments: field::<u8>(ip, 6) & 0x20,
                 id: u32::from(field::<u16>(ip, 4)),
             })
         }
@@ -94,6 +96,7 @@ impl Walk for Addr6 {
                 checksum: 0,
                 l4: L2 + IPV6_HEADER,
                 part: Part::Whole,
+                more_fragments: 0,
                 id: 0,
             }
         };
@@ -111,6 +114,7 @@ impl Walk for Addr6 {
                     walked.l4 += 8;
                     walked.id = u32::from_ne_bytes([a, b, c, d]);
                     let fragment = u16::from_be_bytes([high, low]);
+                    walked.more_fragments = low & 1;
                     walked.part = match (fragment & 0xfff8, fragment & 1) {
                         (0, 0) => Part::Whole,
                         (0, _) => Part::FirstFragment,
@@ -181,5 +185,6 @@ fn read<A: Family, const HOOK: u8>(ctx: &TcContext, walked: &Walked<A>) -> Optio
         ip_checksum: walked.checksum,
         tcp_flags,
         is_later_fragment,
+        more_fragments: walked.more_fragments,
     })
 }

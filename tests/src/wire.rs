@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpHeaders, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
+use etherparse::{IpHeaders, IpNumber, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
 
 /// Hardware addresses of every built packet.
 pub const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -69,17 +69,46 @@ pub fn packet(l4: L4, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// CRC32c (RFC 9260, appendix A), bit by bit.
+pub fn crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(u32::MAX, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
+        })
+    })
+}
+
+/// An SCTP packet with a correct checksum; `chunks` follow the common header.
+pub fn sctp(src: End, dst: End, chunks: &[u8]) -> Vec<u8> {
+    let mut sctp = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
+    sctp.extend_from_slice(&[0xab, 0xcd, 0xef, 0x01, 0, 0, 0, 0]);
+    sctp.extend_from_slice(chunks);
+    let crc = crc32c(&sctp);
+    sctp[8..12].copy_from_slice(&crc.to_le_bytes());
+    let mut bytes = Vec::new();
+    headers([SRC_MAC, DST_MAC], src.0, dst.0)
+        .write(&mut bytes, IpNumber::SCTP, &sctp)
+        .expect("a packet in memory");
+    bytes
+}
+
 /// The source and destination of a packet.
 pub fn ends(packet: &[u8]) -> (End, End) {
     let sliced = SlicedPacket::from_ethernet(packet).expect("a packet");
-    let (src, dst): (IpAddr, IpAddr) = match sliced.net.expect("an IP packet") {
+    let net = sliced.net.expect("an IP packet");
+    let payload = net.ip_payload_ref().expect("an IP packet");
+    let (src, dst): (IpAddr, IpAddr) = match &net {
         NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
         NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
         NetSlice::Arp(_) => panic!("ARP has no ports"),
     };
-    let (src_port, dst_port) = match sliced.transport.expect("an L4 header") {
-        TransportSlice::Tcp(tcp) => (tcp.source_port(), tcp.destination_port()),
-        TransportSlice::Udp(udp) => (udp.source_port(), udp.destination_port()),
+    let (src_port, dst_port) = match sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        None if payload.ip_number == IpNumber::SCTP => {
+            let port = |at: usize| u16::from_be_bytes([payload.payload[at], payload.payload[at + 1]]);
+            (port(0), port(2))
+        }
         other => panic!("{other:?} has no ports"),
     };
     ((src, src_port), (dst, dst_port))

@@ -37,7 +37,7 @@ fn icmp_error(
 }
 
 /// What refuses `quoted`, with the hardware addresses turned round.
-fn port_unreachable(src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
+pub(crate) fn port_unreachable(src: IpAddr, dst: IpAddr, quoted: &[u8]) -> Vec<u8> {
     let kinds = (
         Icmpv4Type::DestinationUnreachable(icmpv4::DestUnreachableHeader::Port),
         Icmpv6Type::DestinationUnreachable(icmpv6::DestUnreachableCode::Port),
@@ -94,7 +94,7 @@ fn check_refused<A: Address>(c: Cast<A>) {
 }
 
 /// "Too big" from `router` to `to`, quoting the beginning of a packet.
-fn too_big(router: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
+pub(crate) fn too_big(router: IpAddr, to: IpAddr, quoted: &[u8]) -> Vec<u8> {
     let needed = icmpv4::DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: 1_300 };
     let kinds = (
         Icmpv4Type::DestinationUnreachable(needed),

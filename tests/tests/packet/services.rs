@@ -7,7 +7,7 @@ use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTE
 use proxy_common::names::{TC_EGRESS, TC_INGRESS};
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, KIND_REPLY, KIND_REQUEST};
-use proxy_tests::programs::{DROP, PASS, Programs};
+use proxy_tests::programs::{Constants, DROP, PASS, Programs};
 use proxy_tests::wire::{L4, Tcp, assert_same, ends, packet};
 
 use crate::{ACK, Cast, FORWARDED, LO, SYN, at, load};
@@ -23,6 +23,8 @@ both_families! {
     dropped => check_dropped;
     /// S121: one source port towards two services with the same endpoint.
     collision => check_collision;
+    /// S121: both ports change, and by chance not their sum.
+    equal_sums => check_equal_sums;
     /// S154: a SYN on a closed tuple chooses anew, one on a live tuple does not.
     reuse => check_reuse;
     /// S60: every endpoint with the same probability.
@@ -138,6 +140,24 @@ fn check_collision<A: Address>(c: Cast<A>) {
         let out = programs.run(TC_EGRESS, &packet(ACK, backend, (client.0, port), b""), LO, FORWARDED);
         assert_same(&out.packet, &packet(ACK, at(vip, 80), client, b""));
     }
+}
+
+fn check_equal_sums<A: Address>(c: Cast<A>) {
+    // 40,000 + 80 = 32,000 + 8,080: the one port that a connection may change to.
+    let constants = Constants {
+        ports: (32_000, 1),
+        ..Constants::default()
+    };
+    let mut programs = Programs::load(constants).unwrap();
+    programs.add_service(1, c.vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
+    programs.add_service(2, c.other_vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
+    let (client, vip, backend) = (at(c.client, 40_000), at(c.other_vip, 80), at(c.backend, 8080));
+    programs.run(TC_INGRESS, &packet(SYN, client, at(c.vip, 80), b""), LO, FORWARDED);
+    let out = programs.run(TC_INGRESS, &packet(SYN, client, vip, b""), LO, FORWARDED);
+    let between = (client.0, 32_000);
+    assert_same(&out.packet, &packet(SYN, between, backend, b""));
+    let out = programs.run(TC_EGRESS, &packet(ACK, backend, between, b"x"), LO, FORWARDED);
+    assert_same(&out.packet, &packet(ACK, vip, client, b"x"));
 }
 
 fn check_reuse<A: Address>(c: Cast<A>) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use proxy_common::addr::{Addr4, Address, Protocol};
 use proxy_common::names::{TC_EGRESS, TC_INGRESS};
 use proxy_tests::programs::PASS;
-use proxy_tests::wire::{DST_MAC, End, L4, SRC_MAC, assert_same, packet};
+use proxy_tests::wire::{DST_MAC, End, L4, SRC_MAC, assert_same, ends, packet};
 
 use crate::{Cast, FORWARDED, LO, at, load, v4};
 
@@ -16,16 +16,24 @@ both_families! {
 
 /// A UDP packet of 1,608 bytes cut in two, as its sender does it.
 fn fragments_of<A: Address>(src: End, dst: End) -> [Vec<u8>; 2] {
+    cut(&packet(L4::Udp, src, dst, &[7; 1_600]))
+}
+
+/// A packet of more than 1,400 bytes without IP options cut in two.
+pub(crate) fn cut(whole: &[u8]) -> [Vec<u8>; 2] {
     use etherparse::{IpFragOffset, IpNumber, Ipv4Header, Ipv6Extensions, Ipv6FragmentHeader, Ipv6Header};
-    let whole = packet(L4::Udp, src, dst, &[7; 1_600]);
-    let (cut, header) = (1_400, if A::FAMILY == 4 { 20 } else { 40 });
-    let udp = &whole[14 + header..];
-    [(0, &udp[..cut], true), (cut, &udp[cut..], false)].map(|(offset, part, more)| {
+    let (src, dst) = ends(whole);
+    let (cut, header, protocol) = match src.0 {
+        IpAddr::V4(_) => (1_400, 20, IpNumber(whole[23])),
+        IpAddr::V6(_) => (1_400, 40, IpNumber(whole[20])),
+    };
+    let l4 = &whole[14 + header..];
+    [(0, &l4[..cut], true), (cut, &l4[cut..], false)].map(|(offset, part, more)| {
         let offset = IpFragOffset::try_new((offset / 8) as u16).unwrap();
         let mut bytes = whole[..14].to_vec();
         match (src.0, dst.0) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let mut ip = Ipv4Header::new(part.len() as u16, 64, IpNumber::UDP, src.octets(), dst.octets()).unwrap();
+                let mut ip = Ipv4Header::new(part.len() as u16, 64, protocol, src.octets(), dst.octets()).unwrap();
                 (ip.identification, ip.more_fragments, ip.fragment_offset) = (0x1234, more, offset);
                 ip.dont_fragment = false;
                 ip.header_checksum = ip.calc_header_checksum();
@@ -41,7 +49,7 @@ fn fragments_of<A: Address>(src: End, dst: End) -> [Vec<u8>; 2] {
                     ..Ipv6Header::default()
                 };
                 ip.write(&mut bytes).unwrap();
-                let fragment = Ipv6FragmentHeader::new(IpNumber::UDP, offset, more, 0x1234_5678);
+                let fragment = Ipv6FragmentHeader::new(protocol, offset, more, 0x1234_5678);
                 let extensions = Ipv6Extensions {
                     fragment: Some(fragment),
                     ..Ipv6Extensions::default()
