@@ -221,6 +221,8 @@ impl Owner {
         if self.state.take_service_networks_changed() {
             let networks = self.state.service_networks();
             tracing::info!(?networks, "service networks");
+            let report = self.datapath.set_service_networks(networks);
+            self.note_failures(&report);
         }
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;

@@ -133,6 +133,10 @@ pub(crate) fn touch<A: Headers>(entry: *mut Rewrite<A>, packet: &Packet<A>) {
         }
         if packet.tcp_flags & TCP_RST != 0 {
             new |= STATE_RST;
+        } else {
+            // Who goes on after a reset has not sent it, or not in this connection: its receiver ignores one that is out of window,
+            // which cannot be told from here (S150).
+            new &= !STATE_RST;
         }
         if new != old {
             state.write_volatile(new);

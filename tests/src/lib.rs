@@ -8,6 +8,7 @@ pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
 pub mod echo;
+pub mod firewall;
 pub mod http;
 pub mod leftovers;
 pub mod manifests;

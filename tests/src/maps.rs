@@ -7,8 +7,10 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::Backend;
+use proxy_common::clock::ticks_of_seconds;
 use proxy_common::frontend::{Frontend, FrontendKey, Origin};
 use proxy_common::names;
+use proxy_common::rewrite::{Rewrite, RewriteKey};
 
 use crate::programs::Plain;
 
@@ -44,6 +46,24 @@ fn frontend<A: Address>(bpf_dir: &Path, key: FrontendKey<A>) -> Result<Option<Fr
         Err(aya::maps::MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error).context("reading a frontend"),
     }
+}
+
+/// Makes every connection of a node look as if its last packet was longer ago, but not before the machine's start.
+pub fn age_connections(bpf_dir: &Path, seconds: u64) -> Result<()> {
+    age::<Addr4>(bpf_dir, seconds)?;
+    age::<Addr6>(bpf_dir, seconds)
+}
+
+fn age<A: Address>(bpf_dir: &Path, seconds: u64) -> Result<()> {
+    let map = Map::LruHashMap(open(bpf_dir, names::for_family::<A>(names::REWRITES))?);
+    let mut rewrites: HashMap<MapData, Plain<RewriteKey<A>>, Plain<Rewrite<A>>> = map.try_into()?;
+    let keys: Vec<_> = rewrites.keys().collect::<Result<_, _>>()?;
+    for key in keys {
+        let mut rewrite = rewrites.get(&key, 0)?;
+        rewrite.0.last_seen = rewrite.0.last_seen.saturating_sub(ticks_of_seconds(seconds));
+        rewrites.insert(key, rewrite, 0)?;
+    }
+    Ok(())
 }
 
 /// The folder of the pinned maps.

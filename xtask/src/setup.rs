@@ -55,6 +55,10 @@ const NETWORK: &[Package] = &[
         file: "/usr/sbin/ethtool",
     },
     Package {
+        name: "nftables",
+        file: "/usr/sbin/nft",
+    },
+    Package {
         name: "bpftool",
         file: "/usr/sbin/bpftool",
     },
