@@ -6,7 +6,7 @@
 //! tuple is claimed with BPF_NOEXIST, so that two connections never share one.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
-use proxy_common::addr::Port;
+use proxy_common::addr::{Port, Protocol};
 use proxy_common::frontend::Origin;
 use proxy_common::link::{LINK_PODS, NODE_ADDR_NODE_PORTS};
 use proxy_common::reason::Reason;
