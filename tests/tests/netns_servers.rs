@@ -45,13 +45,13 @@ fn wait_for<T>(what: &str, question: impl FnMut() -> Option<T>) -> T {
     process::wait_until(PATIENCE, question).unwrap_or_else(|| panic!("{what}: not within {PATIENCE:?}"))
 }
 
-/// A dual-stack Service with policy Local and a health-check port, and the node's pod behind it.
-fn checked() -> Vec<Value> {
+/// A dual-stack Service with policy Local and a health-check port, and an endpoint of this node behind it.
+fn checked(node: &str) -> Vec<Value> {
     let mut service = manifests::service("checked", &["10.96.0.20", "fd00:96::20"], &[port("http", "TCP", 80)]);
     service["spec"]["type"] = json!("LoadBalancer");
     service["spec"]["externalTrafficPolicy"] = json!("Local");
     service["spec"]["healthCheckNodePort"] = json!(CHECK);
-    let endpoints = ["10.244.1.9", "fd00:10:244:1::9"].map(|ip| (ip.parse::<IpAddr>().unwrap(), "node1"));
+    let endpoints = ["10.244.1.9", "fd00:10:244:1::9"].map(|ip| (ip.parse::<IpAddr>().unwrap(), node));
     let mut objects = vec![service];
     objects.extend(manifests::slices("checked", &[port("http", "TCP", 8080)], &endpoints));
     objects
@@ -85,7 +85,7 @@ fn assert_health(answer: &Answer, status: u16, has_eligibility: bool) -> Value {
 fn a_change_that_cannot_be_applied_makes_its_family_unhealthy() {
     let world = world(&["--frontends-capacity", "4", "--sync-period", "1s"]);
     let node = node(&world);
-    world.write("checked", &checked()).unwrap();
+    world.write("checked", &checked("node1")).unwrap();
     let check = |ip: &str| {
         let server = SocketAddr::new(ip.parse().unwrap(), CHECK);
         node.run(|| http::get(server, "/")).ok()
@@ -141,7 +141,7 @@ fn a_change_that_cannot_be_applied_makes_its_family_unhealthy() {
 fn health_checks_follow_the_chosen_addresses() {
     let world = world(&["--nodeport-addresses", "198.51.100.0/24,fd00:51::/64"]);
     let node = node(&world);
-    world.write("checked", &checked()).unwrap();
+    world.write("checked", &checked("node1")).unwrap();
     let check = |ip: &str| {
         let server = SocketAddr::new(ip.parse().unwrap(), CHECK);
         node.run(|| http::get(server, "/")).ok().map(|answer| answer.status)
@@ -259,6 +259,30 @@ fn changes_within_the_least_period_are_applied_together() {
         .wait_for(vip, proxy_common::addr::Protocol::Tcp, Some(&[]))
         .unwrap();
     assert_eq!(applied(), before + 2, "S162: together");
+}
+
+/// S189.
+#[test]
+fn service_ports_without_a_local_endpoint_are_counted() {
+    let world = world(&[]);
+    let wait_for_count = |family: &str, count: u32| {
+        let line = format!(
+            "kubeproxy_sync_proxy_rules_no_local_endpoints_total\
+             {{ip_family=\"{family}\",traffic_policy=\"external\"}} {count}\n"
+        );
+        let metrics = || world.agents[0].metrics().unwrap();
+        wait_for(&line, || metrics().contains(&line).then_some(()));
+    };
+    for (node, count) in [("node2", 1), ("node1", 0), ("node2", 1)] {
+        let mut objects = checked(node);
+        objects[0]["spec"]["ports"][0]["nodePort"] = json!(31_157);
+        world.write("checked", &objects).unwrap();
+        wait_for_count("IPv4", count);
+        wait_for_count("IPv6", count);
+    }
+    world.manifests.remove("checked").unwrap();
+    wait_for_count("IPv4", 0);
+    wait_for_count("IPv6", 0);
 }
 
 /// S179: tried again, or fatal.
