@@ -78,16 +78,21 @@ pub fn crc32c(data: &[u8]) -> u32 {
     })
 }
 
-/// An SCTP packet with a correct checksum; `chunks` follow the common header.
-pub fn sctp(src: End, dst: End, chunks: &[u8]) -> Vec<u8> {
-    let mut sctp = [src.1.to_be_bytes(), dst.1.to_be_bytes()].concat();
+/// SCTP as it follows an IP header, with a correct checksum; `chunks` follow the common header.
+pub fn sctp_message(src_port: u16, dst_port: u16, chunks: &[u8]) -> Vec<u8> {
+    let mut sctp = [src_port.to_be_bytes(), dst_port.to_be_bytes()].concat();
     sctp.extend_from_slice(&[0xab, 0xcd, 0xef, 0x01, 0, 0, 0, 0]);
     sctp.extend_from_slice(chunks);
     let crc = crc32c(&sctp);
     sctp[8..12].copy_from_slice(&crc.to_le_bytes());
+    sctp
+}
+
+/// An SCTP packet.
+pub fn sctp(src: End, dst: End, chunks: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     headers([SRC_MAC, DST_MAC], src.0, dst.0)
-        .write(&mut bytes, IpNumber::SCTP, &sctp)
+        .write(&mut bytes, IpNumber::SCTP, &sctp_message(src.1, dst.1, chunks))
         .expect("a packet in memory");
     bytes
 }

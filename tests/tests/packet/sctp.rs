@@ -23,7 +23,7 @@ both_families! {
     padded => check_padded;
     /// S121, S195: one source port towards two services with the same endpoint.
     collision => check_collision;
-    /// S76, S108, S121, S195: clients with one source port are masqueraded, to a ClusterIP and to a nodePort.
+    /// S76, S108, S121, S195: clients with one source port are masqueraded, to a ClusterIP and to an external address.
     masquerade => check_masquerade;
     /// S195: a first fragment whose checksum cannot be known is dropped; without a change of ports all are served.
     fragments => check_fragments;
@@ -168,26 +168,26 @@ fn check_masquerade<A: Address>(c: Cast<A>) {
     in_namespace(|| {
         let mut programs = load_masquerading(Constants::default().ports);
         programs.add_service(1, c.vip, 80, Protocol::Sctp, &[(c.backend, 8080)]);
-        // The service's nodePort: an address of the node, which is no cluster IP.
+        // An external address of the service, with a port of its own.
         let cluster = Range {
             first: 0,
             count: 1,
             keep: 0,
         };
-        let node_port = Frontend {
+        let external = Frontend {
             service: 1,
             flags: FRONTEND_HAS_ENDPOINTS,
             cluster,
             ..Frontend::default()
         };
-        let key = FrontendKey::new(c.node, Port::new(30_080), SCTP);
-        programs.set_frontend(key, node_port);
+        let key = FrontendKey::new(c.other_vip, Port::new(8_000), SCTP);
+        programs.set_frontend(key, external);
         let backend = at(c.backend, 8080);
         let mut ports = Vec::new();
         // The endpoint itself is a client too (S110).
         for client in [outsider::<A>(), c.backend] {
             let client = at(client, 40_000);
-            for dialled in [at(c.vip, 80), at(c.node, 30_080)] {
+            for dialled in [at(c.vip, 80), at(c.other_vip, 8_000)] {
                 let out = programs.run(TC_INGRESS, &sctp(client, dialled, INIT), LO, FORWARDED);
                 assert_eq!(out.verdict, PASS);
                 let between = ends(&out.packet).0;

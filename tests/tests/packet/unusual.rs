@@ -15,7 +15,7 @@ both_families! {
 }
 
 /// A UDP packet of 1,608 bytes cut in two, as its sender does it.
-fn fragments_of<A: Address>(src: End, dst: End) -> [Vec<u8>; 2] {
+fn fragments_of(src: End, dst: End) -> [Vec<u8>; 2] {
     cut(&packet(L4::Udp, src, dst, &[7; 1_600]))
 }
 
@@ -70,14 +70,14 @@ fn check_fragments<A: Address>(c: Cast<A>) {
     programs.add_service(1, c.vip, 53, Protocol::Udp, &[(c.backend, 5353)]);
     let (client, vip, backend) = (at(c.client, 40_000), at(c.vip, 53), at(c.backend, 5353));
     // A fragment that comes before the first one is not recognised, and nothing happens to it.
-    let [_, later] = fragments_of::<A>(client, vip);
+    let [_, later] = fragments_of(client, vip);
     assert_same(&programs.run(TC_INGRESS, &later, LO, FORWARDED).packet, &later);
     for (program, from, to) in [
         (TC_INGRESS, (client, vip), (client, backend)),
         (TC_EGRESS, (backend, client), (vip, client)),
     ] {
-        let sent = fragments_of::<A>(from.0, from.1);
-        let expected = fragments_of::<A>(to.0, to.1);
+        let sent = fragments_of(from.0, from.1);
+        let expected = fragments_of(to.0, to.1);
         for (sent, expected) in sent.iter().zip(&expected) {
             let out = programs.run(program, sent, LO, FORWARDED);
             assert_eq!(out.verdict, PASS);
