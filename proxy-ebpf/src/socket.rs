@@ -245,10 +245,11 @@ fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
 }
 
 /// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range and
-/// no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111).
+/// no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111). But who dials an address of the node
+/// itself on the node has that same address as source, unless bound to another one (S106).
 #[inline(always)]
-fn is_exact(frontend: &Frontend, origin: Origin) -> bool {
-    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+fn is_exact<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> bool {
+    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !(origin == Origin::Host && A::is_node(addr)) {
         return false;
     }
     origin == Origin::Host
@@ -257,12 +258,12 @@ fn is_exact(frontend: &Frontend, origin: Origin) -> bool {
             && !frontend.masquerades(origin, true, MASQUERADE_ALL.load() != 0))
 }
 
-/// A backend for a socket.
+/// A backend for a socket that dials `addr`, which is its source as well where one is asked for (see [`is_exact`]).
 #[inline(always)]
-fn resolve<A: Family>(frontend: &Frontend, origin: Origin) -> Result<&'static Backend<A>, Reason> {
+fn resolve<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> Result<&'static Backend<A>, Reason> {
     let mut lookup = MaybeUninit::<Lookup<A>>::uninit();
-    // SAFETY: plain old data; every key is written before it is used. The source is not: no frontend with source ranges gets here.
-    let slot = service::resolve(frontend, origin, &A::zeroed(), unsafe { &mut *lookup.as_mut_ptr() })?;
+    // SAFETY: plain old data; every key is written before it is used.
+    let slot = service::resolve(frontend, origin, addr, unsafe { &mut *lookup.as_mut_ptr() })?;
     service::backend(slot)
 }
 
@@ -290,11 +291,11 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         return PROCEED;
     };
     let frontend = service::frontend(addr, port, protocol.number(), node_ports_for(c, origin));
-    let Some(frontend) = frontend.filter(|frontend| is_exact(frontend, origin)) else {
+    let Some(frontend) = frontend.filter(|frontend| is_exact(frontend, origin, &addr)) else {
         forget(c);
         return PROCEED;
     };
-    let backend: &Backend<C::Addr> = match resolve(frontend, origin) {
+    let backend: &Backend<C::Addr> = match resolve(frontend, origin, &addr) {
         Ok(backend) => backend,
         Err(reason) => return unserved(reason),
     };
@@ -317,7 +318,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     let Some(frontend) = service::frontend(addr, port, Protocol::Udp.number(), node_ports_for(c, Origin::Host)) else {
         return PROCEED;
     };
-    if !is_exact(frontend, Origin::Host) {
+    if !is_exact(frontend, Origin::Host, &addr) {
         return PROCEED;
     }
     let Some(flows) = storage::<C>(ctx) else { return PROCEED };
@@ -346,7 +347,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
         slot = (flows.next as usize) % SOCKET_FLOWS;
         flows.next = flows.next.wrapping_add(1);
     }
-    let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host) {
+    let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host, &addr) {
         Ok(backend) => backend,
         Err(reason) => return unserved(reason),
     };

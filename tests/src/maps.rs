@@ -22,6 +22,16 @@ pub fn backends(bpf_dir: &Path, vip: SocketAddr, protocol: Protocol) -> Result<O
     }
 }
 
+/// The session-affinity timeout of a frontend in seconds, 0 for none; `None` if nobody serves it.
+pub fn affinity_seconds(bpf_dir: &Path, vip: SocketAddr, protocol: Protocol) -> Result<Option<u32>> {
+    let (port, protocol) = (Port::new(vip.port()), protocol.number());
+    let seconds = |found: Option<Frontend>| found.map(|frontend| frontend.affinity_seconds);
+    match vip.ip() {
+        IpAddr::V4(ip) => frontend(bpf_dir, FrontendKey::new(Addr4::from(ip), port, protocol)).map(seconds),
+        IpAddr::V6(ip) => frontend(bpf_dir, FrontendKey::new(Addr6::from(ip), port, protocol)).map(seconds),
+    }
+}
+
 fn read<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) -> Result<Option<Vec<SocketAddr>>> {
     let Some(frontend) = frontend(bpf_dir, FrontendKey::new(addr, Port::new(port), protocol.number()))? else {
         return Ok(None);
