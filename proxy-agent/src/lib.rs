@@ -1,4 +1,4 @@
-//! The node agent: watches Services, EndpointSlices and its own Node, plans what the kernel should hold, and keeps the BPF maps
+//! The node agent: watches Services, EndpointSlices, its own Node and ServiceCIDRs, plans what the kernel should hold, and keeps the BPF maps
 //! in step with that plan.
 //!
 //! Data flows one way: `source` (an API server or a folder of manifests) → `model` (our own types and the cluster state) →
@@ -8,6 +8,7 @@
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod gates;
 pub mod health;
 pub mod inspect;
 pub mod metrics;

@@ -22,6 +22,7 @@ use crate::health::{self, Health};
 use crate::metrics::{self, Metrics, StatsRequest};
 use crate::model::ClusterState;
 use crate::netlink::{self, Network};
+use crate::source::convert::Converter;
 use crate::source::{self, Event};
 
 /// The first change after quiet is applied at once, later ones not sooner than this after the one before (S162).
@@ -93,11 +94,12 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
 }
 
 async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let converter = Converter::new(config.node_name.clone()).with_external_ips(config.gates.service_external_ips);
     match &config.source {
-        SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), config.node_name.clone(), events)?,
+        SourceConfig::Manifests(dir) => source::manifests::watch(dir.clone(), converter, events)?,
         SourceConfig::ApiServer(kubeconfig) => {
             let client = source::client::open(kubeconfig.as_deref()).await?;
-            tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
+            tokio::spawn(source::kube::watch(client, converter, events));
         }
     }
     Ok(())

@@ -23,7 +23,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::error::DatapathError;
-use super::options::{BpfLogLevel, Options, SocketLb};
+use super::options::{BpfLogLevel, Options, PodDetection, SocketLb};
 use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
@@ -115,6 +115,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
+    let pod_cidrs = pod_cidrs(&options.pods)?;
     let kernel = probe::requirements(&options.bpf_dir)?;
     let pins = Pins::new(&options.bpf_dir);
     for dir in [&pins.maps, &pins.links] {
@@ -124,8 +125,8 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     let sizes = map_sizes(&pins, options)?;
     let ports = probe::masquerade_ports();
     let constants = Constants {
-        pod_cidr4: Plain(prefix(&options.pod_cidrs)),
-        pod_cidr6: Plain(prefix(&options.pod_cidrs)),
+        pod_cidr4: Plain(prefix(pod_cidrs)),
+        pod_cidr6: Plain(prefix(pod_cidrs)),
         host_netns: sys::netns_cookie()
             .map_err(DatapathError::call("SO_NETNS_COOKIE", "the agent's network namespace"))?,
         masquerade_all: u32::from(options.masquerade_all),
@@ -274,6 +275,20 @@ struct Constants {
 }
 
 /// The first prefix of a family, in wire order.
+/// The prefixes that the programs are given.
+fn pod_cidrs(pods: &PodDetection) -> Result<&[ipnet::IpNet], DatapathError> {
+    let mode = match pods {
+        PodDetection::ClusterCidr(cidrs) => return Ok(cidrs),
+        PodDetection::NodeCidr => "NodeCIDR",
+        PodDetection::Bridge(_) => "BridgeInterface",
+        PodDetection::InterfacePrefix(_) => "InterfaceNamePrefix",
+    };
+    Err(DatapathError::Missing {
+        what: format!("support for --detect-local-mode {mode}"),
+        remedy: "use ClusterCIDR, with --cluster-cidr".to_owned(),
+    })
+}
+
 fn prefix<A: Address>(prefixes: &[ipnet::IpNet]) -> Prefix<A> {
     prefixes
         .iter()

@@ -18,6 +18,7 @@ mod links;
 mod loader;
 #[cfg(test)]
 mod memory;
+mod node_port_addresses;
 mod options;
 mod probe;
 mod ranges;
@@ -50,7 +51,8 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
+pub use node_port_addresses::NodePortAddresses;
+pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 

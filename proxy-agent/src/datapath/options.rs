@@ -1,10 +1,11 @@
 //! What the datapath is told at start. Made by `run` from validated arguments; nothing here reads arguments or the environment.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use proxy_common::names;
 use regex::Regex;
+
+use super::node_port_addresses::NodePortAddresses;
 
 /// Everything [`super::Datapath::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -15,8 +16,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// Whose sockets are translated.
     pub socket_lb: SocketLb,
-    /// Addresses of pods, at most one prefix per family (S114 ClusterCIDR).
-    pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// How pods are told from others.
+    pub pods: PodDetection,
     /// Which interfaces carry the packet programs.
     pub interfaces: InterfaceFilter,
     /// Which local addresses serve node ports.
@@ -31,37 +32,17 @@ pub struct Options {
     pub capacities: Capacities,
 }
 
-/// Which of the node's addresses serve node ports (S81).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum NodePortAddresses {
-    /// All of them, whenever they appear (S85).
-    #[default]
-    All,
-    /// The Node object's address of each family; all of them in a family in which it has none (S84).
-    Primary,
-    /// Those in a prefix; all of them in a family of which there is no prefix (S82).
-    Prefixes(Vec<ipnet::IpNet>),
-}
-
-impl NodePortAddresses {
-    /// Does a local address serve node ports, on a node with these addresses in its Node object?
-    pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
-        let is_family = |other: &IpAddr| other.is_ipv4() == ip.is_ipv4();
-        match self {
-            Self::All => true,
-            Self::Primary => {
-                let mut primary = node_ips
-                    .iter()
-                    .filter(|node| is_family(node) && !node.is_loopback())
-                    .peekable();
-                primary.peek().is_none() || primary.any(|node| *node == ip)
-            }
-            Self::Prefixes(prefixes) => {
-                let mut prefixes = prefixes.iter().filter(|prefix| is_family(&prefix.addr())).peekable();
-                prefixes.peek().is_none() || prefixes.any(|prefix| prefix.contains(&ip))
-            }
-        }
-    }
+/// How the address of a pod is told from others (S114).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PodDetection {
+    /// It is in a prefix of the cluster, at most one per family; nobody is a pod in a family without (S115).
+    ClusterCidr(Vec<ipnet::IpNet>),
+    /// It is in a prefix of the Node object.
+    NodeCidr,
+    /// It comes over the bridge of this name.
+    Bridge(String),
+    /// It comes over an interface whose name begins so.
+    InterfacePrefix(String),
 }
 
 /// Whose sockets are translated at connect and send time.
@@ -167,32 +148,6 @@ impl InterfaceFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn node_ports_are_served_on_chosen_addresses() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let node = [ip("192.0.2.1"), ip("fd00::1")];
-        let prefixes = NodePortAddresses::Prefixes(vec!["192.0.2.0/25".parse().unwrap()]);
-        for (choice, text, expected) in [
-            (&NodePortAddresses::All, "198.51.100.1", true),
-            (&NodePortAddresses::Primary, "192.0.2.1", true),
-            (&NodePortAddresses::Primary, "192.0.2.2", false),
-            (&NodePortAddresses::Primary, "fd00::2", false),
-            (&prefixes, "192.0.2.127", true),
-            (&prefixes, "192.0.2.128", false),
-            (&prefixes, "fd00::2", true),
-        ] {
-            assert_eq!(
-                choice.accepts(ip(text), &node),
-                expected,
-                "S81, S82, S84: {choice:?} {text}"
-            );
-        }
-        assert!(
-            NodePortAddresses::Primary.accepts(ip("192.0.2.9"), &[ip("127.0.0.1"), node[1]]),
-            "S84"
-        );
-    }
 
     #[test]
     fn names_match_as_a_whole() {
