@@ -12,6 +12,10 @@ mod cluster;
 mod deploy;
 #[path = "apiserver/hurt.rs"]
 mod hurt;
+#[path = "apiserver/networks.rs"]
+mod networks;
+#[path = "apiserver/node.rs"]
+mod node;
 #[path = "apiserver/objects.rs"]
 mod objects;
 #[path = "apiserver/outage.rs"]
