@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RunConfig;
 use crate::inspect::{self, Filter, Output};
@@ -136,13 +136,29 @@ pub struct RunArgs {
     /// Folder of Kubernetes YAML and JSON files to use instead of an API server; it is watched.
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
-    /// Addresses of pods, one prefix per family: 10.244.0.0/16,fd00:10::/56. Other sources are masqueraded.
+    /// Addresses of pods, one prefix per family: 10.244.0.0/16,fd00:10::/56. Other sources are masqueraded. For ClusterCIDR.
     #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
     pub cluster_cidr: String,
-    /// Local addresses that serve node ports: prefixes (192.0.2.0/24,fd00::/64), or `primary` for those of the Node object. All
-    /// addresses of a family of which there is no prefix. Default: all.
-    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
+    /// How pods are told from others, whose connections are masqueraded.
+    #[arg(long, value_enum, value_name = "MODE", default_value = "ClusterCIDR")]
+    pub detect_local_mode: DetectLocalModeArg,
+    /// Bridge that pods are behind, for BridgeInterface.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub pod_bridge_interface: String,
+    /// What the names of pods' interfaces on the node begin with, for InterfaceNamePrefix.
+    #[arg(long, value_name = "PREFIX", default_value = "")]
+    pub pod_interface_name_prefix: String,
+    /// Local addresses that serve node ports: prefixes (192.0.2.0/24,fd00::/64), `primary` for those of the Node object, `localhost`,
+    /// `all`; freely mixed. All addresses of a family of which none is named. Default: all.
+    #[arg(long, value_name = "CIDR|WORD[,…]", default_value = "")]
     pub nodeport_addresses: String,
+    /// Whether loopback addresses serve node ports to the node itself, if they are among the others.
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        require_equals = true)]
+    pub localhost_nodeports: bool,
+    /// Kubernetes feature gates, as kube-proxy has them: AllowServiceExternalIPs (default true). Others are ignored.
+    #[arg(long, value_name = "NAME=BOOL[,…]", default_value = "")]
+    pub feature_gates: String,
     /// Masquerade every connection to a cluster IP.
     #[arg(long)]
     pub masquerade_all: bool,
@@ -217,6 +233,23 @@ pub enum SocketLbArg {
     All,
     /// Nobody; everything is translated packet by packet.
     Off,
+}
+
+/// `--detect-local-mode`, spelled as kube-proxy does.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DetectLocalModeArg {
+    /// By the addresses of --cluster-cidr; without them, nobody is a pod.
+    #[value(name = "ClusterCIDR")]
+    ClusterCidr,
+    /// By the pod addresses in the Node object.
+    #[value(name = "NodeCIDR")]
+    NodeCidr,
+    /// By the bridge of --pod-bridge-interface.
+    #[value(name = "BridgeInterface")]
+    BridgeInterface,
+    /// By the interfaces of --pod-interface-name-prefix.
+    #[value(name = "InterfaceNamePrefix")]
+    InterfaceNamePrefix,
 }
 
 /// `--attach`.

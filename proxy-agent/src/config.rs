@@ -8,11 +8,16 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::cli::{AttachArg, BpfLogLevelArg, RunArgs, SocketLbArg};
-use crate::datapath::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb};
+use crate::cli::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, RunArgs, SocketLbArg};
+use crate::datapath::{
+    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection, SocketLb,
+};
+use crate::gates::FeatureGates;
 use crate::model::address::parse_cidr;
 
 pub use self::times::Intervals;
+/// What the kernel takes as the name of an interface.
+const LONGEST_INTERFACE_NAME: usize = 15;
 
 /// A value that cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +36,8 @@ pub struct RunConfig {
     pub node_name: Arc<str>,
     /// Where objects come from.
     pub source: SourceConfig,
+    /// Kubernetes features that are switched.
+    pub gates: FeatureGates,
     /// What the datapath is told.
     pub datapath: Options,
     /// Where health is served.
@@ -87,6 +94,7 @@ impl RunConfig {
                 Some(dir) => SourceConfig::Manifests(directory("--manifests", dir)?),
                 None => SourceConfig::ApiServer(args.kubeconfig.clone()),
             },
+            gates: feature_gates(&args.feature_gates)?,
             datapath: Options {
                 bpf_dir: args.bpf_dir.clone(),
                 cgroup: args
@@ -99,9 +107,9 @@ impl RunConfig {
                     SocketLbArg::All => SocketLb::All,
                     SocketLbArg::Off => SocketLb::Off,
                 },
-                pod_cidrs: cluster_cidrs(&args.cluster_cidr)?,
+                pods: pods(args)?,
                 interfaces,
-                node_port_addresses: node_port_addresses(&args.nodeport_addresses)?,
+                node_port_addresses: node_port_addresses(&args.nodeport_addresses, args.localhost_nodeports)?,
                 masquerade_all: args.masquerade_all,
                 attach: match args.attach {
                     AttachArg::Auto => AttachMode::Auto,
@@ -195,30 +203,66 @@ fn cluster_cidrs(text: &str) -> Result<Vec<IpNet>, ConfigError> {
     Ok(cidrs)
 }
 
-/// Prefixes, or `primary` alone (S81).
-fn node_port_addresses(text: &str) -> Result<NodePortAddresses, ConfigError> {
-    const REMEDY: &str =
-        "write prefixes such as 192.0.2.0/24,fd00::/64, or primary alone, or nothing for all addresses";
-    match text.trim() {
-        "" => return Ok(NodePortAddresses::All),
-        "primary" => return Ok(NodePortAddresses::Primary),
-        _ => {}
+/// How pods are told from others (S114), with what the mode needs.
+fn pods(args: &RunArgs) -> Result<PodDetection, ConfigError> {
+    let cluster_cidrs = cluster_cidrs(&args.cluster_cidr)?;
+    match args.detect_local_mode {
+        DetectLocalModeArg::ClusterCidr => Ok(PodDetection::ClusterCidr(cluster_cidrs)),
+        DetectLocalModeArg::NodeCidr => Ok(PodDetection::NodeCidr),
+        DetectLocalModeArg::BridgeInterface => {
+            let remedy = "name the bridge that pods are behind, such as cni0";
+            interface_name("--pod-bridge-interface", &args.pod_bridge_interface, remedy).map(PodDetection::Bridge)
+        }
+        DetectLocalModeArg::InterfaceNamePrefix => {
+            let remedy = "write what the names of pods' interfaces begin with, such as veth";
+            interface_name("--pod-interface-name-prefix", &args.pod_interface_name_prefix, remedy)
+                .map(PodDetection::InterfacePrefix)
+        }
     }
-    let prefix = |part: &str| {
-        let problem = || {
-            error(
-                "--nodeport-addresses",
-                text,
-                format!("{part:?} is not a prefix"),
-                REMEDY,
-            )
-        };
-        parse_cidr(part).map(|prefix| prefix.trunc()).ok_or_else(problem)
+}
+
+/// The name of an interface, or the beginning of one, that a mode cannot do without.
+fn interface_name(flag: &'static str, text: &str, remedy: &'static str) -> Result<String, ConfigError> {
+    let fail = |problem: &str| Err(error(flag, text, problem.to_owned(), remedy));
+    match text.trim() {
+        "" => fail("is needed by this --detect-local-mode"),
+        name if name.len() > LONGEST_INTERFACE_NAME => fail("is longer than a name can be"),
+        name if name.contains(|c: char| c == '/' || c.is_whitespace()) => fail("cannot be in a name"),
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// Prefixes and words (S81).
+fn node_port_addresses(text: &str, loopback_allowed: bool) -> Result<NodePortAddresses, ConfigError> {
+    const REMEDY: &str = "write prefixes such as 192.0.2.0/24,fd00::/64 and the words all, primary and localhost, or nothing for all addresses";
+    let mut addresses = NodePortAddresses {
+        loopback_allowed,
+        ..NodePortAddresses::default()
     };
-    text.split(',')
-        .map(prefix)
-        .collect::<Result<_, _>>()
-        .map(NodePortAddresses::Prefixes)
+    for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
+        match part {
+            "all" => addresses.all = true,
+            "primary" => addresses.primary = true,
+            "localhost" => addresses.prefixes.extend(NodePortAddresses::LOCALHOST),
+            part => {
+                let problem = || format!("{part:?} is neither a prefix nor a word that is known");
+                let prefix = parse_cidr(part).ok_or_else(|| error("--nodeport-addresses", text, problem(), REMEDY))?;
+                addresses.prefixes.push(prefix.trunc());
+            }
+        }
+    }
+    Ok(addresses)
+}
+
+/// Gates that nobody here knows are another component's, or older or newer than this one.
+fn feature_gates(text: &str) -> Result<FeatureGates, ConfigError> {
+    let remedy = "write name=true or name=false, separated by commas";
+    let (gates, unknown) =
+        FeatureGates::parse(text).map_err(|problem| error("--feature-gates", text, problem, remedy))?;
+    for gate in unknown {
+        tracing::warn!(gate, "unknown feature gate, ignored");
+    }
+    Ok(gates)
 }
 
 /// An empty text means nowhere (S174).
@@ -252,18 +296,86 @@ mod tests {
         }
     }
 
+    /// A command line with these options of `run`.
+    fn config(options: &[&str]) -> Result<RunConfig, String> {
+        use clap::Parser;
+        #[derive(Parser)]
+        struct Line {
+            #[command(flatten)]
+            run: RunArgs,
+        }
+        let line = Line::try_parse_from([&["run"], options].concat()).map_err(|error| error.to_string())?;
+        RunConfig::from_args(&line.run).map_err(|error| error.to_string())
+    }
+
     #[test]
     fn addresses_of_node_ports() {
-        assert_eq!(node_port_addresses(" "), Ok(NodePortAddresses::All));
-        assert_eq!(node_port_addresses("primary"), Ok(NodePortAddresses::Primary));
+        let everything = NodePortAddresses::default();
+        assert_eq!(node_port_addresses(" ", true), Ok(everything.clone()), "S83");
         let prefixes = ["192.0.2.0/24", "fd00::/64"].map(|text| text.parse().unwrap());
-        assert_eq!(
-            node_port_addresses("192.0.2.7/24, fd00::/64"),
-            Ok(NodePortAddresses::Prefixes(prefixes.to_vec()))
-        );
-        for bad in ["192.0.2.1", "primary,192.0.2.0/24", ","] {
-            assert!(node_port_addresses(bad).is_err(), "{bad}");
+        let chosen = NodePortAddresses {
+            prefixes: prefixes.to_vec(),
+            ..everything.clone()
+        };
+        assert_eq!(node_port_addresses("192.0.2.7/24, fd00::/64", true), Ok(chosen), "S81");
+        let mixed = NodePortAddresses {
+            all: true,
+            primary: true,
+            prefixes: [&NodePortAddresses::LOCALHOST[..], &prefixes[..1]].concat(),
+            loopback_allowed: false,
+        };
+        let text = "primary,localhost, all,192.0.2.0/24";
+        assert_eq!(node_port_addresses(text, false), Ok(mixed), "S81: words and prefixes");
+        for bad in ["192.0.2.1", "primary,,192.0.2.0/24", ",", "Primary"] {
+            assert!(node_port_addresses(bad, true).is_err(), "{bad}");
         }
+        let loopback = |options: &[&str]| config(options).unwrap().datapath.node_port_addresses.loopback_allowed;
+        assert!(loopback(&[]) && loopback(&["--localhost-nodeports"]));
+        assert!(!loopback(&["--localhost-nodeports=false"]));
+    }
+
+    #[test]
+    fn ways_to_tell_pods() {
+        let pods = |options: &[&str]| config(options).map(|config| config.datapath.pods);
+        assert_eq!(pods(&[]), Ok(PodDetection::ClusterCidr(vec![])), "S115: no detection");
+        let cidr = ["--cluster-cidr", "10.244.0.0/16"];
+        let cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+        assert_eq!(pods(&cidr), Ok(PodDetection::ClusterCidr(cidrs)), "S114");
+        assert_eq!(pods(&["--detect-local-mode", "NodeCIDR"]), Ok(PodDetection::NodeCidr));
+        let bridge = ["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface"];
+        let prefix = [
+            "--detect-local-mode",
+            "InterfaceNamePrefix",
+            "--pod-interface-name-prefix",
+        ];
+        assert_eq!(
+            pods(&[&bridge[..], &["cni0"]].concat()),
+            Ok(PodDetection::Bridge("cni0".to_owned()))
+        );
+        let veth = PodDetection::InterfacePrefix("veth".to_owned());
+        assert_eq!(pods(&[&prefix[..], &["veth"]].concat()), Ok(veth));
+        for (mode, bad) in [
+            (bridge, ""),
+            (prefix, ""),
+            (bridge, "a/b"),
+            (prefix, "abcdefghijklmnop"),
+        ] {
+            let text = pods(&[&mode[..], &[bad]].concat()).unwrap_err();
+            assert!(text.starts_with(&format!("{} {bad:?}: ", mode[2])), "{text}");
+        }
+        assert!(pods(&["--detect-local-mode", "BridgeInterface"]).is_err());
+        assert!(pods(&["--detect-local-mode", "clustercidr"]).is_err());
+    }
+
+    #[test]
+    fn gates_are_read() {
+        let gate = |text: &str| config(&["--feature-gates", text]).map(|config| config.gates.service_external_ips);
+        assert_eq!(gate("AllowServiceExternalIPs=false,Other=true"), Ok(false), "S100");
+        let text = gate("AllowServiceExternalIPs").unwrap_err();
+        assert!(
+            text.starts_with("--feature-gates \"AllowServiceExternalIPs\": "),
+            "{text}"
+        );
     }
 
     #[test]

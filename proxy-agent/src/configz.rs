@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::config::RunConfig;
-use crate::datapath::NodePortAddresses;
+use crate::datapath::{NodePortAddresses, PodDetection};
 use crate::duration;
 
 /// Our `--proxy-mode`, as `/proxyMode` says it.
@@ -16,12 +16,25 @@ pub(crate) const MODE: &str = "ebpf";
 pub(crate) fn configz(config: &RunConfig) -> Value {
     let datapath = &config.datapath;
     let timeouts = &datapath.timeouts;
-    let cidrs: Vec<String> = datapath.pod_cidrs.iter().map(ToString::to_string).collect();
-    let node_ports = match &datapath.node_port_addresses {
-        NodePortAddresses::All => Vec::new(),
-        NodePortAddresses::Primary => vec!["primary".to_owned()],
-        NodePortAddresses::Prefixes(prefixes) => prefixes.iter().map(ToString::to_string).collect(),
+    let (mode, cidrs, bridge, prefix) = match &datapath.pods {
+        PodDetection::ClusterCidr(cidrs) => ("ClusterCIDR", cidrs.as_slice(), "", ""),
+        PodDetection::NodeCidr => ("NodeCIDR", &[][..], "", ""),
+        PodDetection::Bridge(name) => ("BridgeInterface", &[][..], name.as_str(), ""),
+        PodDetection::InterfacePrefix(prefix) => ("InterfaceNamePrefix", &[][..], "", prefix.as_str()),
     };
+    let cidrs: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
+    let NodePortAddresses {
+        all,
+        primary,
+        prefixes,
+        loopback_allowed,
+    } = &datapath.node_port_addresses;
+    let words = [(*all, "all"), (*primary, "primary")];
+    let words = words
+        .into_iter()
+        .filter(|(said, _)| *said)
+        .map(|(_, word)| word.to_owned());
+    let node_ports: Vec<String> = words.chain(prefixes.iter().map(ToString::to_string)).collect();
     let address = |address: Option<SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
     json!({"kubeproxy.config.k8s.io": {
         "bindAddressHardFail": config.bind_address_hard_fail,
@@ -32,12 +45,15 @@ pub(crate) fn configz(config: &RunConfig) -> Value {
             "udpStreamTimeout": duration::text(timeouts.udp_answered),
             "udpTimeout": duration::text(timeouts.udp_unanswered),
         },
+        "detectLocal": {"bridgeInterface": bridge, "interfaceNamePrefix": prefix},
+        "detectLocalMode": mode,
         "healthzBindAddress": address(config.healthz),
         "hostnameOverride": &*config.node_name,
         "metricsBindAddress": address(config.metrics),
         "mode": MODE,
         "nodePortAddresses": node_ports,
         "ebpf": {
+            "localhostNodePorts": loopback_allowed,
             "masqueradeAll": datapath.masquerade_all,
             "minSyncPeriod": duration::text(config.intervals.min_sync),
             "syncPeriod": duration::text(config.intervals.sync),

@@ -1,4 +1,4 @@
-//! The node agent: watches Services, EndpointSlices and its own Node, plans what the kernel should hold, and keeps the BPF maps
+//! The node agent: watches Services, EndpointSlices, its own Node and ServiceCIDRs, plans what the kernel should hold, and keeps the BPF maps
 //! in step with that plan.
 //!
 //! Data flows one way: `source` (an API server or a folder of manifests) → `model` (our own types and the cluster state) →
@@ -10,6 +10,7 @@ pub mod config;
 mod configz;
 pub mod datapath;
 mod duration;
+pub mod gates;
 pub mod health;
 pub mod inspect;
 pub mod metrics;

@@ -22,6 +22,7 @@ use crate::metrics::{self, Metrics, StatsRequest};
 use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
 use crate::server::Server;
+use crate::source::convert::Converter;
 use crate::source::{self, Event};
 
 /// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
@@ -105,15 +106,16 @@ async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<M
 
 /// Gives where Events about Services can be published.
 async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
+    let converter = Converter::new(config.node_name.clone()).with_external_ips(config.gates.service_external_ips);
     match &config.source {
         SourceConfig::Manifests(dir) => {
-            source::manifests::watch(dir.clone(), config.node_name.clone(), events)?;
+            source::manifests::watch(dir.clone(), converter, events)?;
             Ok(Events::default())
         }
         SourceConfig::ApiServer(kubeconfig) => {
             let client = source::client::open(kubeconfig.as_deref()).await?;
             let service_events = Events::start(client.clone(), config.node_name.clone());
-            tokio::spawn(source::kube::watch(client, config.node_name.clone(), events));
+            tokio::spawn(source::kube::watch(client, converter, events));
             Ok(service_events)
         }
     }
@@ -217,6 +219,10 @@ impl Owner {
             self.checks.set_node_ips(ips);
             let report = self.datapath.set_node_ips(ips);
             self.note_failures(&report);
+            if let Some(node) = self.state.node() {
+                let report = self.datapath.set_pod_cidrs(&node.pod_cidrs);
+                self.note_failures(&report);
+            }
         }
         if self.state.take_service_networks_changed() {
             let networks = self.state.service_networks();

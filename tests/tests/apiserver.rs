@@ -14,6 +14,10 @@ mod deploy;
 mod health_check;
 #[path = "apiserver/hurt.rs"]
 mod hurt;
+#[path = "apiserver/networks.rs"]
+mod networks;
+#[path = "apiserver/node.rs"]
+mod node;
 #[path = "apiserver/objects.rs"]
 mod objects;
 #[path = "apiserver/outage.rs"]

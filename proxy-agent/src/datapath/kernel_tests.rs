@@ -70,9 +70,9 @@ impl Bed {
             bpf_dir: self.bpf_dir.clone(),
             cgroup: Some(self.cgroup.clone()),
             socket_lb: SocketLb::Host,
-            pod_cidrs: vec!["10.0.0.0/16".parse().unwrap()],
+            pods: PodDetection::ClusterCidr(vec!["10.0.0.0/16".parse().unwrap()]),
             interfaces: InterfaceFilter::new(None, Some("right")).unwrap(),
-            node_port_addresses: NodePortAddresses::All,
+            node_port_addresses: NodePortAddresses::default(),
             masquerade_all: false,
             attach,
             log_level: BpfLogLevel::Off,
@@ -639,7 +639,7 @@ fn source_ranges_and_node_port_addresses_are_in_the_kernel() {
         drop(datapath);
 
         let mut options = bed.options(AttachMode::Classic);
-        options.node_port_addresses = NodePortAddresses::Primary;
+        options.node_port_addresses.primary = true;
         let mut datapath = Datapath::open(options).unwrap();
         plan.v4.source_ranges.remove(1);
         datapath.apply(vec![(name.clone(), Some(plan))]);

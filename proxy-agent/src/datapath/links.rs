@@ -14,13 +14,14 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::addr::{Addr4, Addr6, Address};
-use proxy_common::link::{LINK_NO_ETHERNET, Link, NODE_ADDR_NODE_PORTS, NodeAddr};
+use proxy_common::link::{LINK_NO_ETHERNET, LINK_PODS, Link, NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS, NodeAddr};
 use proxy_common::names;
 
 use super::classic::{Classic, Filter};
 use super::error::{DatapathError, TableError};
 use super::loader::{Programs, repin};
-use super::options::{AttachMode, InterfaceFilter, NodePortAddresses};
+use super::node_port_addresses::NodePortAddresses;
+use super::options::{AttachMode, InterfaceFilter, PodDetection};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
 use super::tables::{FamilyTables, Tables};
@@ -32,6 +33,7 @@ const DIRECTIONS: [(bool, &str); 2] = [(true, "egress"), (false, "ingress")];
 /// Attachments, and what the maps say about interfaces.
 pub(super) struct Links {
     filter: InterfaceFilter,
+    pods: PodDetection,
     node_ports: NodePorts,
     tcx: bool,
     dir: PathBuf,
@@ -67,6 +69,7 @@ impl Links {
     /// Chooses the mode and takes over what the maps hold.
     pub(super) fn open(
         filter: InterfaceFilter,
+        pods: PodDetection,
         node_ports: NodePortAddresses,
         mode: AttachMode,
         dir: &Path,
@@ -87,6 +90,7 @@ impl Links {
             |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
         let mut links = Self {
             filter,
+            pods,
             node_ports: NodePorts {
                 addresses: node_ports,
                 node_ips: Vec::new(),
@@ -321,8 +325,14 @@ impl Links {
             .iter()
             .filter(|(_, info)| self.accepts(info))
             .map(|(ifindex, info)| {
+                let no_ethernet = if info.has_ethernet { 0 } else { LINK_NO_ETHERNET };
+                let pods = if self.pods.is_pod_link(info, network) {
+                    LINK_PODS
+                } else {
+                    0
+                };
                 let link = Link {
-                    flags: if info.has_ethernet { 0 } else { LINK_NO_ETHERNET },
+                    flags: no_ethernet | pods,
                     addr4: source_address(info.primary(IpAddr::is_ipv4).or(primary4)),
                     addr6: source_address(info.primary(IpAddr::is_ipv6).or(primary6)),
                     mac: info.mac.filter(|_| info.has_ethernet).unwrap_or_default(),
@@ -379,7 +389,7 @@ fn source_address<A: Address>(ip: Option<IpAddr>) -> A {
     ip.and_then(A::from_ip).unwrap_or_else(bytemuck::Zeroable::zeroed)
 }
 
-/// Every local address but the loopback ones, which never leave the node.
+/// Every local address. Those of the loopback networks are there for the node's own sockets alone, and only if these are served.
 fn write_node_addrs<A: Address>(
     held: &mut HashMap<A, NodeAddr>,
     network: &Network,
@@ -389,14 +399,17 @@ fn write_node_addrs<A: Address>(
 ) {
     let mut wanted: HashMap<A, NodeAddr> = HashMap::new();
     for (ifindex, info) in &network.links {
-        for address in info.addresses.iter().filter(|address| !address.ip.is_loopback()) {
-            if let Some(addr) = A::from_ip(address.ip) {
-                let serves = node_ports.addresses.accepts(address.ip, &node_ports.node_ips);
-                wanted.entry(addr).or_insert(NodeAddr {
-                    ifindex: *ifindex,
-                    flags: if serves { NODE_ADDR_NODE_PORTS } else { 0 },
-                });
-            }
+        for address in &info.addresses {
+            let Some(addr) = A::from_ip(address.ip) else { continue };
+            let serves = node_ports.addresses.serves(address.ip, &node_ports.node_ips);
+            let flags = match (serves, address.ip.is_loopback()) {
+                (false, true) => continue,
+                (true, true) => NODE_ADDR_SOCKETS,
+                (true, false) => NODE_ADDR_NODE_PORTS,
+                (false, false) => 0,
+            };
+            let ifindex = *ifindex;
+            wanted.entry(addr).or_insert(NodeAddr { ifindex, flags });
         }
     }
     for (addr, value) in &wanted {

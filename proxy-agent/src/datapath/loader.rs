@@ -141,6 +141,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         host_netns: sys::netns_cookie()
             .map_err(DatapathError::call("SO_NETNS_COOKIE", "the agent's network namespace"))?,
         masquerade_all: u32::from(options.masquerade_all),
+        pods_by_link: u32::from(options.pods.is_by_link()),
         socket_pods: u32::from(options.socket_lb == SocketLb::All),
         have_set_retval: u32::from(kernel >= KernelVersion::new(5, 18, 0)),
         have_csum_ipv6: u32::from(kernel >= KernelVersion::new(6, 16, 0)),
@@ -283,6 +284,7 @@ impl std::fmt::Display for Shape {
 struct Constants {
     host_netns: u64,
     masquerade_all: u32,
+    pods_by_link: u32,
     socket_pods: u32,
     have_set_retval: u32,
     have_csum_ipv6: u32,
@@ -303,6 +305,7 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
     loader
         .override_global(config::HOST_NETNS, &constants.host_netns, false)
         .override_global(config::MASQUERADE_ALL, &constants.masquerade_all, false)
+        .override_global(config::PODS_BY_LINK, &constants.pods_by_link, false)
         .override_global(config::SOCKET_PODS, &constants.socket_pods, false)
         .override_global(config::HAVE_SET_RETVAL, &constants.have_set_retval, false)
         .override_global(config::HAVE_CSUM_IPV6, &constants.have_csum_ipv6, false)

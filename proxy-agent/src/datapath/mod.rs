@@ -18,6 +18,7 @@ mod links;
 mod loader;
 #[cfg(test)]
 mod memory;
+mod node_port_addresses;
 mod options;
 mod probe;
 mod ranges;
@@ -53,9 +54,8 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use options::{
-    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, SocketLb, Timeouts,
-};
+pub use node_port_addresses::NodePortAddresses;
+pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 
@@ -85,6 +85,7 @@ pub struct Datapath {
     tables: BpfTables,
     sync: Sync,
     settings: NodeSettings,
+    pods: PodDetection,
     sockets: Option<Sockets>,
     links: Links,
     collectors: [Collector; 2],
@@ -143,7 +144,12 @@ impl Datapath {
         let mut tables = BpfTables::open(&loaded.pins.maps, true).map_err(table)?;
         let sync = Sync::adopt(&tables).map_err(table)?;
         let mut settings = NodeSettings::adopt(&tables, sync.v4.keys(), sync.v6.keys()).map_err(table)?;
-        settings.set_pods(&options.pod_cidrs);
+        match &options.pods {
+            PodDetection::ClusterCidr(cidrs) => settings.set_pods(cidrs),
+            // What a former agent knew stands until the Node is known.
+            PodDetection::NodeCidr => {}
+            PodDetection::Bridge(_) | PodDetection::InterfacePrefix(_) => settings.set_pods(&[]),
+        }
         // Before any program runs that reads them.
         let mut report = SyncReport::default();
         settings.flush(&mut tables, &mut report);
@@ -154,6 +160,7 @@ impl Datapath {
         }
         let links = Links::open(
             options.interfaces,
+            options.pods.clone(),
             options.node_port_addresses,
             options.attach,
             &loaded.pins.links,
@@ -181,6 +188,7 @@ impl Datapath {
             tables,
             sync,
             settings,
+            pods: options.pods,
             sockets,
             links,
             collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
@@ -207,6 +215,16 @@ impl Datapath {
         let mut report = self.sync.apply(&mut self.tables, changes, now);
         report.failed.extend(settings.failed);
         self.move_flows(&mut report, now);
+        report
+    }
+
+    /// The prefixes of the Node object, which are the pods' if it is to be asked (S114 NodeCIDR, S183).
+    pub fn set_pod_cidrs(&mut self, cidrs: &[IpNet]) -> SyncReport {
+        let mut report = SyncReport::default();
+        if self.pods == PodDetection::NodeCidr {
+            self.settings.set_pods(cidrs);
+            self.settings.flush(&mut self.tables, &mut report);
+        }
         report
     }
 

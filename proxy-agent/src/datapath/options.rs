@@ -1,11 +1,13 @@
 //! What the datapath is told at start. Made by `run` from validated arguments; nothing here reads arguments or the environment.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use proxy_common::names;
 use regex::Regex;
+
+use super::node_port_addresses::NodePortAddresses;
+use crate::netlink::{LinkInfo, Network};
 
 /// Everything [`super::Datapath::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -16,8 +18,8 @@ pub struct Options {
     pub cgroup: Option<PathBuf>,
     /// Whose sockets are translated.
     pub socket_lb: SocketLb,
-    /// Addresses of pods, at most one prefix per family (S114 ClusterCIDR).
-    pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// How pods are told from others.
+    pub pods: PodDetection,
     /// Which interfaces carry the packet programs.
     pub interfaces: InterfaceFilter,
     /// Which local addresses serve node ports.
@@ -34,35 +36,34 @@ pub struct Options {
     pub timeouts: Timeouts,
 }
 
-/// Which of the node's addresses serve node ports (S81).
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub enum NodePortAddresses {
-    /// All of them, whenever they appear (S85).
-    #[default]
-    All,
-    /// The Node object's address of each family; all of them in a family in which it has none (S84).
-    Primary,
-    /// Those in a prefix; all of them in a family of which there is no prefix (S82).
-    Prefixes(Vec<ipnet::IpNet>),
+/// How the address of a pod is told from others (S114).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PodDetection {
+    /// It is in a prefix of the cluster, at most one per family; nobody is a pod in a family without (S115).
+    ClusterCidr(Vec<ipnet::IpNet>),
+    /// It is in a prefix of the Node object.
+    NodeCidr,
+    /// It comes over the bridge of this name.
+    Bridge(String),
+    /// It comes over an interface whose name begins so.
+    InterfacePrefix(String),
 }
 
-impl NodePortAddresses {
-    /// Does a local address serve node ports, on a node with these addresses in its Node object?
-    pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
-        !self.is_restricted(ip.is_ipv4(), node_ips)
-            || match self {
-                Self::All => true,
-                Self::Primary => !ip.is_loopback() && node_ips.contains(&ip),
-                Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.contains(&ip)),
-            }
+impl PodDetection {
+    /// Are pods told by the interface they arrive over?
+    pub fn is_by_link(&self) -> bool {
+        matches!(self, Self::Bridge(_) | Self::InterfacePrefix(_))
     }
 
-    /// Do only some of a family's addresses serve them?
-    pub fn is_restricted(&self, is_v4: bool, node_ips: &[IpAddr]) -> bool {
+    /// Does what arrives over the interface come from a pod? A port of the bridge is where the programs see it first.
+    pub fn is_pod_link(&self, info: &LinkInfo, network: &Network) -> bool {
         match self {
-            Self::All => false,
-            Self::Primary => node_ips.iter().any(|ip| ip.is_ipv4() == is_v4 && !ip.is_loopback()),
-            Self::Prefixes(prefixes) => prefixes.iter().any(|prefix| prefix.addr().is_ipv4() == is_v4),
+            Self::ClusterCidr(_) | Self::NodeCidr => false,
+            Self::Bridge(name) => {
+                let bridge = info.controller.and_then(|ifindex| network.links.get(&ifindex));
+                info.name == *name || bridge.is_some_and(|bridge| bridge.name == *name)
+            }
+            Self::InterfacePrefix(prefix) => info.name.starts_with(prefix),
         }
     }
 }
@@ -198,31 +199,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn node_ports_are_served_on_chosen_addresses() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let node = [ip("192.0.2.1"), ip("fd00::1")];
-        let prefixes = NodePortAddresses::Prefixes(vec!["192.0.2.0/25".parse().unwrap()]);
-        for (choice, text, expected) in [
-            (&NodePortAddresses::All, "198.51.100.1", true),
-            (&NodePortAddresses::Primary, "192.0.2.1", true),
-            (&NodePortAddresses::Primary, "192.0.2.2", false),
-            (&NodePortAddresses::Primary, "fd00::2", false),
-            (&prefixes, "192.0.2.127", true),
-            (&prefixes, "192.0.2.128", false),
-            (&prefixes, "fd00::2", true),
+    fn pods_by_the_interface_they_arrive_over() {
+        let link = |name: &str, controller| LinkInfo {
+            name: name.to_owned(),
+            controller,
+            ..LinkInfo::default()
+        };
+        let mut network = Network::default();
+        for (ifindex, info) in [
+            (1, link("eth0", None)),
+            (2, link("cni0", None)),
+            (3, link("veth1", Some(2))),
+            (4, link("veth2", None)),
+            (5, link("veth3", Some(1))),
         ] {
-            assert_eq!(
-                choice.accepts(ip(text), &node),
-                expected,
-                "S81, S82, S84: {choice:?} {text}"
-            );
+            network.links.insert(ifindex, info);
         }
-        assert!(!NodePortAddresses::Primary.is_restricted(true, &node[1..]), "S84");
-        assert!(!prefixes.is_restricted(false, &node), "S82");
-        assert!(
-            NodePortAddresses::Primary.accepts(ip("192.0.2.9"), &[ip("127.0.0.1"), node[1]]),
-            "S84"
-        );
+        for (pods, expected) in [
+            (PodDetection::NodeCidr, &[][..]),
+            (PodDetection::Bridge("cni0".to_owned()), &[2, 3]),
+            (PodDetection::InterfacePrefix("veth".to_owned()), &[3, 4, 5]),
+        ] {
+            let found = network
+                .links
+                .iter()
+                .filter(|(_, info)| pods.is_pod_link(info, &network));
+            let found: Vec<u32> = found.map(|(ifindex, _)| *ifindex).collect();
+            assert_eq!(found, expected, "S114: {pods:?}");
+        }
     }
 
     #[test]

@@ -64,7 +64,7 @@ impl Addresses {
         }
         let local = self.local.iter().filter(|ip| ip.is_ipv4() == is_v4);
         local
-            .filter(|ip| self.chosen.accepts(**ip, &self.node_ips))
+            .filter(|ip| self.chosen.serves(**ip, &self.node_ips))
             .copied()
             .collect()
     }
@@ -232,7 +232,7 @@ mod tests {
         let service = ObjectName::new("default", "web");
         let v4 = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let v6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
-        let mut checks = Checks::new(healthy(), NodePortAddresses::All, Events::default());
+        let mut checks = Checks::new(healthy(), NodePortAddresses::default(), Events::default());
         checks.set(service.clone(), Some(check(port, [Some(2), None])));
         let text = eventually(v4, Result::is_ok).await.unwrap();
         assert!(text.starts_with("HTTP/1.1 200 "), "S157: {text}");
@@ -265,7 +265,10 @@ mod tests {
     async fn only_the_chosen_addresses_answer() {
         let port = free_port();
         let prefixes = ["127.0.1.0/24", "::1/128"].map(|text| text.parse().unwrap());
-        let chosen = NodePortAddresses::Prefixes(prefixes.into());
+        let chosen = NodePortAddresses {
+            prefixes: prefixes.into(),
+            ..NodePortAddresses::default()
+        };
         let mut checks = Checks::new(healthy(), chosen, Events::default());
         let service = ObjectName::new("default", "web");
         checks.set(service.clone(), Some(check(port, [Some(1), Some(1)])));
@@ -287,7 +290,11 @@ mod tests {
     #[tokio::test]
     async fn the_node_s_own_addresses_answer() {
         let port = free_port();
-        let mut checks = Checks::new(healthy(), NodePortAddresses::Primary, Events::default());
+        let primary = NodePortAddresses {
+            primary: true,
+            ..NodePortAddresses::default()
+        };
+        let mut checks = Checks::new(healthy(), primary, Events::default());
         let at = |ip: &str| SocketAddr::new(ip.parse().unwrap(), port);
         checks.set(ObjectName::new("default", "web"), Some(check(port, [Some(1), None])));
         checks.set_network(&network(&["127.0.0.1", "127.0.1.1"]));

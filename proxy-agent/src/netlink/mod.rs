@@ -57,6 +57,8 @@ pub struct LinkInfo {
     pub has_ethernet: bool,
     /// Is it the loopback interface?
     pub loopback: bool,
+    /// Index of the bridge or bond that it is a port of.
+    pub controller: Option<u32>,
     /// Administratively up.
     pub up: bool,
     /// Addresses in the order in which the kernel lists them: the primary one of a subnet comes first.
@@ -99,8 +101,11 @@ impl Network {
         info.has_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
         info.up = message.header.flags.contains(LinkFlags::Up);
         info.loopback = message.header.flags.contains(LinkFlags::Loopback);
+        // It is not mentioned when there is none any more.
+        info.controller = None;
         for attribute in &message.attributes {
             match attribute {
+                LinkAttribute::Controller(ifindex) => info.controller = Some(*ifindex).filter(|ifindex| *ifindex != 0),
                 LinkAttribute::IfName(name) => info.name.clone_from(name),
                 LinkAttribute::Address(bytes) => info.mac = bytes.as_slice().try_into().ok(),
                 LinkAttribute::LinkInfo(details) => {

@@ -24,28 +24,18 @@ const STREAMING_PATIENCE: Duration = Duration::from_secs(15);
 const UNSERVED_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(600)];
 
 /// Watches for ever; returns only when nobody listens any more.
-pub async fn watch(client: Client, node_name: Arc<str>, events: mpsc::Sender<Event>) {
-    let own_node = format!("metadata.name={node_name}");
+pub async fn watch(client: Client, converter: Converter, events: mpsc::Sender<Event>) {
+    let own_node = format!("metadata.name={}", converter.node_name());
     let mut tasks = JoinSet::new();
     let all = watcher::Config::default;
     let services: Api<objects::Service> = Api::all(client.clone());
     let slices: Api<objects::EndpointSlice> = Api::all(client.clone());
     let nodes: Api<objects::Node> = Api::all(client.clone());
     let cidrs: Api<objects::ServiceCIDR> = Api::all(client);
-    tasks.spawn(follow(
-        services,
-        all(),
-        Converter::new(node_name.clone()),
-        events.clone(),
-    ));
-    tasks.spawn(follow(slices, all(), Converter::new(node_name.clone()), events.clone()));
-    tasks.spawn(follow(cidrs, all(), Converter::new(node_name.clone()), events.clone()));
-    tasks.spawn(follow(
-        nodes,
-        all().fields(&own_node),
-        Converter::new(node_name),
-        events,
-    ));
+    tasks.spawn(follow(services, all(), converter.clone(), events.clone()));
+    tasks.spawn(follow(slices, all(), converter.clone(), events.clone()));
+    tasks.spawn(follow(cidrs, all(), converter.clone(), events.clone()));
+    tasks.spawn(follow(nodes, all().fields(&own_node), converter, events));
     while tasks.join_next().await.is_some() {}
 }
 

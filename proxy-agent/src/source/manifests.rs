@@ -40,7 +40,7 @@ pub struct ManifestsError {
 }
 
 /// Follows the folder on a thread of its own until nobody listens any more. The first full list is sent at once.
-pub fn watch(dir: PathBuf, node_name: Arc<str>, events: mpsc::Sender<Event>) -> Result<(), ManifestsError> {
+pub fn watch(dir: PathBuf, converter: Converter, events: mpsc::Sender<Event>) -> Result<(), ManifestsError> {
     let (tx, rx) = channel();
     let failed = |source| ManifestsError {
         path: dir.display().to_string(),
@@ -48,7 +48,7 @@ pub fn watch(dir: PathBuf, node_name: Arc<str>, events: mpsc::Sender<Event>) -> 
     };
     let mut watcher = notify::recommended_watcher(tx).map_err(failed)?;
     watcher.watch(&dir, RecursiveMode::NonRecursive).map_err(failed)?;
-    let folder = Folder::new(dir, node_name);
+    let folder = Folder::new(dir, converter);
     std::thread::spawn(move || follow(folder, watcher, &rx, &events));
     Ok(())
 }
@@ -196,10 +196,10 @@ struct FileState {
 }
 
 impl Folder {
-    fn new(dir: PathBuf, node_name: Arc<str>) -> Self {
+    fn new(dir: PathBuf, converter: Converter) -> Self {
         Self {
             dir,
-            converter: Converter::new(node_name),
+            converter,
             files: BTreeMap::new(),
             holders: HashMap::new(),
         }

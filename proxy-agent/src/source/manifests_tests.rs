@@ -28,7 +28,7 @@ impl Bed {
             fs::write(dir.path().join(name), text).unwrap();
         }
         let (tx, rx) = mpsc::channel(1024);
-        watch(dir.path().to_owned(), "node-a".into(), tx).unwrap();
+        watch(dir.path().to_owned(), Converter::new("node-a"), tx).unwrap();
         Self {
             dir,
             rx,
@@ -155,7 +155,7 @@ fn a_mounted_config_map() {
     symlink("..1", dir.path().join("..data")).unwrap();
     symlink("..data/a.yaml", dir.path().join("a.yaml")).unwrap();
     let (tx, rx) = mpsc::channel(1024);
-    watch(dir.path().to_owned(), "node-a".into(), tx).unwrap();
+    watch(dir.path().to_owned(), Converter::new("node-a"), tx).unwrap();
     let mut bed = Bed {
         dir,
         rx,
@@ -172,7 +172,7 @@ fn a_mounted_config_map() {
 #[test]
 fn a_folder_that_is_not_there_is_an_error() {
     let (tx, _rx) = mpsc::channel(1);
-    let error = watch("/nonexistent/folder".into(), "node-a".into(), tx)
+    let error = watch("/nonexistent/folder".into(), Converter::new("node-a"), tx)
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("--manifests /nonexistent/folder: "), "{error}");

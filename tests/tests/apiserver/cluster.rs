@@ -24,7 +24,7 @@ pub(crate) const ECHO: u16 = 8080;
 pub(crate) const HTTP: Port = port("http", "TCP", 80);
 pub(crate) const TARGET: Port = port("http", "TCP", ECHO);
 /// How long a change may take. Watches that were interrupted are tried again with growing pauses of up to half a minute.
-const ARRIVAL: Duration = Duration::from_secs(45);
+pub(crate) const ARRIVAL: Duration = Duration::from_secs(45);
 /// The pod that all requests come from, and those that answer.
 pub(crate) const CLIENT: usize = 0;
 pub(crate) const ALPHA: usize = 1;
@@ -125,7 +125,8 @@ impl Cluster {
         api.apply(&[json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}})])
             .unwrap();
         let source = Source::Kubeconfig(api.agent_kubeconfig());
-        let options = ["--cluster-cidr", CLUSTER_CIDR];
+        // The Node says no address, so `primary` is every one, except where a test gives it some (S84).
+        let options = ["--cluster-cidr", CLUSTER_CIDR, "--nodeport-addresses", "primary"];
         let agent = Agent::start(&node.name, &node.netns, &source, &options).unwrap();
         Self {
             agent,
@@ -133,6 +134,11 @@ impl Cluster {
             _servers: servers,
             topology,
         }
+    }
+
+    /// The node.
+    pub(crate) fn node(&self) -> &Host {
+        self.topology.node(0)
     }
 
     /// A pod.
@@ -270,4 +276,11 @@ pub(crate) fn assert_undisturbed(running: Running) {
         samples.len(),
         failures.first()
     );
+}
+
+/// What the agent's account may do from now on.
+pub(crate) fn set_rules(cluster: &Cluster, rules: &[Value]) {
+    let patch = json!({"rules": rules}).to_string();
+    let args = ["patch", "clusterrole/proxy-agent", "--type=merge", "-p", &patch];
+    cluster.api.kubectl(&args).unwrap();
 }

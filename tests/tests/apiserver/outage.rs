@@ -5,9 +5,9 @@ use std::time::Duration;
 use proxy_tests::echo::Held;
 use proxy_tests::manifests;
 use proxy_tests::process;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::cluster::{ALPHA, BETA, CLIENT, Cluster, HTTP, assert_undisturbed, turn, vip};
+use crate::cluster::{ALPHA, BETA, CLIENT, HTTP, assert_undisturbed, set_rules, turn, vip};
 
 /// What an agent without a complete list is given to do wrong.
 const TEMPTATION: Duration = Duration::from_secs(1);
@@ -184,11 +184,4 @@ fn an_agent_starts_without_a_server() {
     assert_undisturbed(running);
     cluster.api.kubectl(&["delete", "service/late"]).unwrap();
     cluster.unpublish("still", stays);
-}
-
-/// What the agent's account may do from now on.
-fn set_rules(cluster: &Cluster, rules: &[Value]) {
-    let patch = json!({"rules": rules}).to_string();
-    let args = ["patch", "clusterrole/proxy-agent", "--type=merge", "-p", &patch];
-    cluster.api.kubectl(&args).unwrap();
 }

@@ -27,9 +27,10 @@ const IGNORE_LABELS: [&str; 2] = [
 ];
 
 /// Converts objects for one node, collecting what is wrong with them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Converter {
     node_name: Arc<str>,
+    external_ips: bool,
     warnings: Vec<Warning>,
 }
 
@@ -131,8 +132,19 @@ impl Converter {
     pub fn new(node_name: impl Into<Arc<str>>) -> Self {
         Self {
             node_name: node_name.into(),
+            external_ips: true,
             warnings: Vec::new(),
         }
+    }
+
+    /// The same, with `spec.externalIPs` of Services honoured or not (S100).
+    pub fn with_external_ips(self, external_ips: bool) -> Self {
+        Self { external_ips, ..self }
+    }
+
+    /// Name of the own node.
+    pub fn node_name(&self) -> &str {
+        &self.node_name
     }
 
     /// What was found wrong since the last call.

@@ -17,6 +17,7 @@ const MAX_AFFINITY_SECONDS: i64 = 86_400;
 impl Converter {
     /// The Service, or `None` if it is to be ignored (S1, S2, S5, S6).
     pub fn service(&mut self, name: &ObjectName, object: &objects::Service) -> Option<Service> {
+        let allows_external_ips = self.external_ips;
         let mut report = self.reporter(Kind::Service, name);
         let spec = match &object.spec {
             Field::Given(spec) if !is_hidden(&object.metadata) => spec,
@@ -38,7 +39,11 @@ impl Converter {
             return None;
         }
         let (cluster_ip4, cluster_ip6) = cluster_ips(spec, &mut report);
-        let external_ips = external_ips(spec, &mut report);
+        let external_ips = if allows_external_ips {
+            external_ips(spec, &mut report)
+        } else {
+            Vec::new()
+        };
         let external_local = is_external_local(spec, &external_ips);
         Some(Service {
             name: name.clone(),

@@ -47,7 +47,7 @@ mod tests {
         let (networks, warnings) = decode(json!({"cidrs": ["10.96.0.0", 7, "10.97.0.1/16"]}));
         assert_eq!(networks, "10.97.0.0/16");
         let expected = "ServiceCIDR kubernetes: spec.cidrs[0]: \"10.96.0.0\" is not a prefix; the entry is ignored; write an address and a prefix length";
-        assert_eq!((warnings.len(), warnings[0].as_str()), (2, expected));
+        assert_eq!((warnings.len(), warnings[1].as_str()), (2, expected));
         assert_eq!(decode(json!(5)).1.len(), 1);
     }
 }

@@ -190,3 +190,18 @@ fn external_policy_where_it_is_honoured() {
         "S51"
     );
 }
+
+#[test]
+fn external_ips_can_be_switched_off() {
+    let spec = json!({"clusterIP": "10.96.0.1", "externalIPs": ["203.0.113.1"], "externalTrafficPolicy": "Local"});
+    let decoded: objects::Service = serde_json::from_value(json!({"spec": spec})).unwrap();
+    for allowed in [true, false] {
+        let mut converter = Converter::new("node-a").with_external_ips(allowed);
+        let service = converter.service(&object("web"), &decoded).unwrap();
+        assert_eq!(service.external_ips.len(), usize::from(allowed), "S100");
+        assert_eq!(
+            service.external_local, allowed,
+            "S51: not reachable from outside any more"
+        );
+    }
+}
