@@ -27,6 +27,8 @@ use crate::source::{self, Event};
 
 /// The first change after quiet is applied at once, later ones not sooner than this after the one before (S162).
 const MIN_INTERVAL: Duration = Duration::from_millis(10);
+/// A ready endpoint that is in no slice any more is withdrawn after this, unless it has turned up in another one (S42).
+const SETTLING: Duration = Duration::from_millis(5);
 /// After this, what could not be written is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Events taken in before they are applied, at most: a busy source must not keep them from being applied.
@@ -81,6 +83,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
         network_known: false,
         completed: false,
         apply_at: None,
+        settle_at: None,
         last_apply: None,
         next_tick: Instant::now(),
     };
@@ -144,6 +147,8 @@ struct Owner {
     completed: bool,
     /// When to apply what waits.
     apply_at: Option<Instant>,
+    /// When the endpoints that were lost have been waited for.
+    settle_at: Option<Instant>,
     last_apply: Option<Instant>,
     next_tick: Instant,
 }
@@ -157,7 +162,7 @@ impl Owner {
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         loop {
-            let apply_at = self.apply_at;
+            let (apply_at, settle_at) = (self.apply_at, self.settle_at);
             tokio::select! {
                 received = events.recv_many(&mut batch, BATCH) => {
                     anyhow::ensure!(received > 0, "the source of objects ended");
@@ -174,6 +179,10 @@ impl Owner {
                     let _ = request.send(self.datapath.stats());
                 }
                 () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => self.apply(),
+                () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {
+                    self.state.settle();
+                    self.schedule();
+                }
                 () = sleep_until(self.next_tick) => self.next_tick = Instant::now() + self.datapath.tick(),
             }
         }
@@ -209,10 +218,14 @@ impl Owner {
             let networks = self.state.service_networks();
             tracing::info!(?networks, "service networks");
         }
+        let now = Instant::now();
+        self.settle_at = self
+            .settle_at
+            .or(Some(now + SETTLING))
+            .filter(|_| self.state.is_settling());
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;
         }
-        let now = Instant::now();
         self.health.queued(now.into_std());
         self.metrics.queued(self.state.pending());
         let earliest = self.last_apply.map_or(now, |last| last + MIN_INTERVAL).max(now);

@@ -53,6 +53,7 @@ impl Bed {
                     Event::Warning(warning) => self.warnings.push(warning.to_string()),
                 }
             }
+            self.state.settle();
             for (name, plan) in self.state.take_changes() {
                 match plan {
                     Some(plan) => self.plans.insert(name.name, plan.v4.frontends[0].addr.to_string()),

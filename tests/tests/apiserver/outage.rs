@@ -5,7 +5,7 @@ use std::time::Duration;
 use proxy_tests::echo::Held;
 use proxy_tests::manifests;
 use proxy_tests::process;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::cluster::{ALPHA, BETA, CLIENT, HTTP, assert_undisturbed, set_rules, turn, vip};
 
