@@ -20,8 +20,7 @@ use proxy_common::names;
 use super::classic::{Classic, Filter};
 use super::error::{DatapathError, TableError};
 use super::loader::Programs;
-use super::node_port_addresses::NodePortAddresses;
-use super::options::{AttachMode, InterfaceFilter};
+use super::options::{AttachMode, InterfaceFilter, NodePortAddresses};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
 use super::tables::{FamilyTables, Tables};
@@ -365,7 +364,7 @@ fn write_node_addrs<A: Address>(
     for (ifindex, info) in &network.links {
         for address in info.addresses.iter().filter(|address| !address.ip.is_loopback()) {
             if let Some(addr) = A::from_ip(address.ip) {
-                let serves = node_ports.addresses.serves(address.ip, &node_ports.node_ips);
+                let serves = node_ports.addresses.accepts(address.ip, &node_ports.node_ips);
                 wanted.entry(addr).or_insert(NodeAddr {
                     ifindex: *ifindex,
                     flags: if serves { NODE_ADDR_NODE_PORTS } else { 0 },

@@ -23,7 +23,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::error::DatapathError;
-use super::options::{BpfLogLevel, Options, PodDetection, SocketLb};
+use super::options::{BpfLogLevel, Options, SocketLb};
 use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
@@ -115,7 +115,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let pod_cidrs = pod_cidrs(&options.pods)?;
+    let pod_cidrs = options.pods.cluster_cidrs()?;
     let kernel = probe::requirements(&options.bpf_dir)?;
     let pins = Pins::new(&options.bpf_dir);
     for dir in [&pins.maps, &pins.links] {
@@ -275,20 +275,6 @@ struct Constants {
 }
 
 /// The first prefix of a family, in wire order.
-/// The prefixes that the programs are given.
-fn pod_cidrs(pods: &PodDetection) -> Result<&[ipnet::IpNet], DatapathError> {
-    let mode = match pods {
-        PodDetection::ClusterCidr(cidrs) => return Ok(cidrs),
-        PodDetection::NodeCidr => "NodeCIDR",
-        PodDetection::Bridge(_) => "BridgeInterface",
-        PodDetection::InterfacePrefix(_) => "InterfaceNamePrefix",
-    };
-    Err(DatapathError::Missing {
-        what: format!("support for --detect-local-mode {mode}"),
-        remedy: "use ClusterCIDR, with --cluster-cidr".to_owned(),
-    })
-}
-
 fn prefix<A: Address>(prefixes: &[ipnet::IpNet]) -> Prefix<A> {
     prefixes
         .iter()

@@ -51,8 +51,9 @@ pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
-pub use node_port_addresses::NodePortAddresses;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb};
+pub use options::{
+    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection, SocketLb,
+};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
 

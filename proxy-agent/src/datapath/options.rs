@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use proxy_common::names;
 use regex::Regex;
 
-use super::node_port_addresses::NodePortAddresses;
+use super::error::DatapathError;
+pub use super::node_port_addresses::NodePortAddresses;
 
 /// Everything [`super::Datapath::open`] needs to know.
 #[derive(Clone, Debug)]
@@ -43,6 +44,22 @@ pub enum PodDetection {
     Bridge(String),
     /// It comes over an interface whose name begins so.
     InterfacePrefix(String),
+}
+
+impl PodDetection {
+    /// The prefixes of pods in the whole cluster; an error for the modes that tell pods otherwise.
+    pub(super) fn cluster_cidrs(&self) -> Result<&[ipnet::IpNet], DatapathError> {
+        let mode = match self {
+            Self::ClusterCidr(cidrs) => return Ok(cidrs),
+            Self::NodeCidr => "NodeCIDR",
+            Self::Bridge(_) => "BridgeInterface",
+            Self::InterfacePrefix(_) => "InterfaceNamePrefix",
+        };
+        Err(DatapathError::Missing {
+            what: format!("support for --detect-local-mode {mode}"),
+            remedy: "use ClusterCIDR, with --cluster-cidr".to_owned(),
+        })
+    }
 }
 
 /// Whose sockets are translated at connect and send time.

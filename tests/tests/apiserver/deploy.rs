@@ -43,6 +43,7 @@ fn the_account_may_do_what_the_agent_does_and_no_more() {
         ("update", "services"),
         ("patch", "nodes"),
         ("delete", "endpointslices.discovery.k8s.io"),
+        ("create", "servicecidrs.networking.k8s.io"),
     ] {
         assert!(!may(verb, what), "{verb} {what} is nothing the agent needs");
     }
