@@ -167,6 +167,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn detection_that_is_not_there_is_refused() {
+        let cidrs = vec!["10.244.0.0/16".parse().unwrap()];
+        let pods = PodDetection::ClusterCidr(cidrs.clone());
+        assert_eq!(pods.cluster_cidrs().unwrap(), cidrs);
+        let bridge = PodDetection::Bridge("cni0".to_owned())
+            .cluster_cidrs()
+            .unwrap_err()
+            .to_string();
+        assert!(bridge.contains("--detect-local-mode BridgeInterface"), "{bridge}");
+    }
+
+    #[test]
     fn names_match_as_a_whole() {
         let filter = InterfaceFilter::new(Some("eth0|veth.*"), Some("veth9")).unwrap();
         assert!(filter.accepts("eth0"));
