@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 
 use crate::config::RunConfig;
-use crate::datapath::{NodePortAddresses, PodDetection};
+use crate::datapath::PodDetection;
 use crate::duration;
 
 /// Our `--proxy-mode`, as `/proxyMode` says it.
@@ -23,18 +23,7 @@ pub(crate) fn configz(config: &RunConfig) -> Value {
         PodDetection::InterfacePrefix(prefix) => ("InterfaceNamePrefix", &[][..], "", prefix.as_str()),
     };
     let cidrs: Vec<String> = cidrs.iter().map(ToString::to_string).collect();
-    let NodePortAddresses {
-        all,
-        primary,
-        prefixes,
-        loopback_allowed,
-    } = &datapath.node_port_addresses;
-    let words = [(*all, "all"), (*primary, "primary")];
-    let words = words
-        .into_iter()
-        .filter(|(said, _)| *said)
-        .map(|(_, word)| word.to_owned());
-    let node_ports: Vec<String> = words.chain(prefixes.iter().map(ToString::to_string)).collect();
+    let node_ports = datapath.node_port_addresses.words();
     let address = |address: Option<SocketAddr>| address.map(|a| a.to_string()).unwrap_or_default();
     json!({"kubeproxy.config.k8s.io": {
         "bindAddressHardFail": config.bind_address_hard_fail,
@@ -53,7 +42,7 @@ pub(crate) fn configz(config: &RunConfig) -> Value {
         "mode": MODE,
         "nodePortAddresses": node_ports,
         "ebpf": {
-            "localhostNodePorts": loopback_allowed,
+            "localhostNodePorts": datapath.node_port_addresses.loopback_allowed,
             "masqueradeAll": datapath.masquerade_all,
             "minSyncPeriod": duration::text(config.intervals.min_sync),
             "syncPeriod": duration::text(config.intervals.sync),

@@ -27,6 +27,8 @@ use crate::source::{self, Event};
 
 /// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// A ready endpoint that is in no slice any more is withdrawn after this, unless it has turned up in another one (S42).
+const SETTLING: Duration = Duration::from_millis(5);
 /// Events taken in before they are applied, at most: a busy source must not keep them from being applied.
 const BATCH: usize = 4096;
 /// Events that may wait for the owner; sources wait beyond that.
@@ -72,6 +74,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
         network_known: false,
         completed: false,
         apply_at: None,
+        settle_at: None,
         last_apply: None,
         next_tick: Instant::now(),
         intervals: config.intervals,
@@ -145,6 +148,8 @@ struct Owner {
     completed: bool,
     /// When to apply what waits.
     apply_at: Option<Instant>,
+    /// When the endpoints that were lost have been waited for.
+    settle_at: Option<Instant>,
     last_apply: Option<Instant>,
     next_tick: Instant,
     intervals: Intervals,
@@ -161,7 +166,7 @@ impl Owner {
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         loop {
-            let apply_at = self.apply_at;
+            let (apply_at, settle_at) = (self.apply_at, self.settle_at);
             self.health.alive(Instant::now().into_std());
             tokio::select! {
                 received = events.recv_many(&mut batch, BATCH) => {
@@ -179,6 +184,10 @@ impl Owner {
                     let _ = request.send(self.datapath.stats());
                 }
                 () = sleep_until(apply_at.unwrap_or_else(Instant::now)), if apply_at.is_some() => self.apply(),
+                () = sleep_until(settle_at.unwrap_or_else(Instant::now)), if settle_at.is_some() => {
+                    self.state.settle();
+                    self.schedule();
+                }
                 () = sleep_until(self.next_tick) => self.tick(),
             }
         }
@@ -230,10 +239,14 @@ impl Owner {
             let report = self.datapath.set_service_networks(networks);
             self.note_failures(&report);
         }
+        let now = Instant::now();
+        self.settle_at = self
+            .settle_at
+            .or(Some(now + SETTLING))
+            .filter(|_| self.state.is_settling());
         if !self.state.has_changes() && (self.completed || !self.can_complete()) {
             return;
         }
-        let now = Instant::now();
         self.health.queued(now.into_std(), touched(self.state.pending()));
         self.metrics.queued(self.state.pending());
         let earliest = self

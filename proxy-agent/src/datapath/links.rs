@@ -401,7 +401,7 @@ fn write_node_addrs<A: Address>(
     for (ifindex, info) in &network.links {
         for address in &info.addresses {
             let Some(addr) = A::from_ip(address.ip) else { continue };
-            let serves = node_ports.addresses.serves(address.ip, &node_ports.node_ips);
+            let serves = node_ports.addresses.accepts(address.ip, &node_ports.node_ips);
             let flags = match (serves, address.ip.is_loopback()) {
                 (false, true) => continue,
                 (true, true) => NODE_ADDR_SOCKETS,

@@ -38,11 +38,12 @@ impl NodePortAddresses {
     ];
 
     /// Does a local address serve node ports, on a node with these addresses in its Node object?
-    pub fn serves(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
+    pub fn accepts(&self, ip: IpAddr, node_ips: &[IpAddr]) -> bool {
         if ip.is_loopback() && !self.loopback_allowed {
             return false;
         }
-        !self.is_restricted(ip.is_ipv4(), node_ips) || self.named(ip.is_ipv4(), node_ips).any(|net| net.contains(&ip))
+        !self.is_restricted(ip.is_ipv4(), node_ips)
+            || self.named(ip.is_ipv4(), node_ips).any(|prefix| prefix.contains(&ip))
     }
 
     /// Do only some of a family's addresses serve them?
@@ -50,15 +51,18 @@ impl NodePortAddresses {
         !self.all && self.named(is_ipv4, node_ips).next().is_some()
     }
 
-    /// What is said about a family.
+    /// The addresses of a family that are named. S84: loopback ones of the node are skipped.
     fn named(&self, is_ipv4: bool, node_ips: &[IpAddr]) -> impl Iterator<Item = IpNet> {
-        // S84: loopback ones are skipped, and one that is not there says nothing about its family.
-        let primary = node_ips
-            .iter()
-            .filter(|node| self.primary && !node.is_loopback())
-            .map(|node| IpNet::from(*node));
-        let named = self.prefixes.iter().copied().chain(primary);
-        named.filter(move |prefix| prefix.addr().is_ipv4() == is_ipv4)
+        let primary = node_ips.iter().filter(|ip| self.primary && !ip.is_loopback());
+        let all = self.prefixes.iter().copied().chain(primary.map(|ip| IpNet::from(*ip)));
+        all.filter(move |prefix| prefix.addr().is_ipv4() == is_ipv4)
+    }
+
+    /// As the option is written, without defaults.
+    pub fn words(&self) -> Vec<String> {
+        let words = [(self.all, "all"), (self.primary, "primary")];
+        let words = words.iter().filter(|(set, _)| *set).map(|(_, word)| (*word).to_owned());
+        words.chain(self.prefixes.iter().map(ToString::to_string)).collect()
     }
 
     /// Does 127.0.0.1, or ::1, serve node ports?
@@ -68,7 +72,7 @@ impl NodePortAddresses {
         } else {
             IpAddr::from(Ipv6Addr::LOCALHOST)
         };
-        self.serves(localhost, node_ips)
+        self.accepts(localhost, node_ips)
     }
 }
 
@@ -118,13 +122,20 @@ mod tests {
             for (texts, expected) in [(yes, true), (no, false)] {
                 for text in texts.split_whitespace() {
                     assert_eq!(
-                        choice.serves(ip(text), &node),
+                        choice.accepts(ip(text), &node),
                         expected,
                         "S81, S82, S84: {words:?} {text}"
                     );
                 }
             }
         }
+    }
+
+    #[test]
+    fn words_as_they_were_written() {
+        assert_eq!(choice("192.0.2.0/24 primary").words(), ["primary", "192.0.2.0/24"]);
+        assert_eq!(choice("localhost").words(), ["127.0.0.0/8", "::1/128"]);
+        assert!(choice("").words().is_empty());
     }
 
     #[test]
@@ -137,9 +148,10 @@ mod tests {
             (&[ip("192.0.2.9")][..], "192.0.2.9 fd00::9", true),
         ] {
             for text in texts.split_whitespace() {
-                assert_eq!(primary.serves(ip(text), node), expected, "S84: {node:?} {text}");
+                assert_eq!(primary.accepts(ip(text), node), expected, "S84: {node:?} {text}");
             }
         }
+        assert!(!primary.is_restricted(true, &[ip("fd00::1")]) && primary.is_restricted(false, &[ip("fd00::1")]));
         assert!(primary.loopback(true, &[ip("fd00::1")]) && !primary.loopback(false, &[ip("fd00::1")]));
     }
 }

@@ -64,7 +64,7 @@ impl Addresses {
         }
         let local = self.local.iter().filter(|ip| ip.is_ipv4() == is_v4);
         local
-            .filter(|ip| self.chosen.serves(**ip, &self.node_ips))
+            .filter(|ip| self.chosen.accepts(**ip, &self.node_ips))
             .copied()
             .collect()
     }

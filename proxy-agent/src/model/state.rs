@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use ipnet::IpNet;
-use proxy_common::addr::Protocol;
+use proxy_common::addr::{Addr4, Addr6, Protocol};
 
 use super::networks::ServiceNetworks;
-use super::{Change, EndpointSlice, Node, ObjectName, Service};
+use super::{Change, EndpointSlice, Family, Node, ObjectName, Service};
 use crate::plan::{HealthCheck, NoLocal, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
 
 /// Everything known about the cluster.
@@ -27,6 +27,8 @@ pub struct ClusterState {
     service_networks: ServiceNetworks,
     listed: Listed,
     dirty: BTreeSet<ObjectName>,
+    /// Services that changed only by losing a ready endpoint. It may be on its way to another of their slices (S42).
+    settling: BTreeSet<ObjectName>,
     health_checks: Vec<(ObjectName, Option<HealthCheck>)>,
     /// The sum over all services.
     no_local: NoLocal,
@@ -86,6 +88,16 @@ impl ClusterState {
         self.listed.services && self.listed.slices && self.listed.node && self.listed.service_cidrs
     }
 
+    /// Has some service lost an endpoint that may turn up again in a moment?
+    pub fn is_settling(&self) -> bool {
+        !self.settling.is_empty()
+    }
+
+    /// The moment is over: what has not turned up is gone.
+    pub fn settle(&mut self) {
+        self.dirty.append(&mut self.settling);
+    }
+
     /// Is there anything that [`Self::take_changes`] would return?
     pub fn has_changes(&self) -> bool {
         self.is_complete() && !self.dirty.is_empty()
@@ -116,14 +128,16 @@ impl ClusterState {
         &self.pending
     }
 
-    /// Plans the services that changed since the last call; `None` for a service port that is gone. Nothing before every kind has
-    /// been listed.
+    /// Plans the services that changed since the last call, without those that are settling; `None` for a service port that is gone.
+    /// Nothing before every kind has been listed.
     pub fn take_changes(&mut self) -> Vec<(ServicePortName, Option<ServicePortPlan>)> {
         if !self.is_complete() {
             return Vec::new();
         }
         let mut changes = Vec::new();
-        for name in std::mem::take(&mut self.dirty) {
+        let dirty = std::mem::take(&mut self.dirty);
+        self.settling.retain(|name| !dirty.contains(name));
+        for name in dirty {
             let Entry::Occupied(mut occupied) = self.services.entry(name) else {
                 continue;
             };
@@ -189,8 +203,8 @@ impl ClusterState {
                 .and_then(|entry| entry.slices.remove(&name.name))
             {
                 family = Some(old.endpoints.family());
+                self.touch(owner, Some(&old));
             }
-            self.dirty.insert(owner);
         }
         if let Some(slice) = slice {
             let owner = ObjectName::new(name.namespace.clone(), slice.service.clone());
@@ -198,14 +212,26 @@ impl ClusterState {
             if slices.get(&name.name) != Some(&slice) {
                 family = Some(slice.endpoints.family());
                 self.attached.insert(name.clone(), slice.service.clone());
-                slices.insert(name.name.clone(), slice);
-                self.dirty.insert(owner);
+                let old = slices.insert(name.name.clone(), slice);
+                self.touch(owner, old.as_ref());
             }
         }
         let Some(family) = family else { return };
         self.pending.endpoints[usize::from(family == 6)] += 1;
         if let Some(time) = trigger.filter(|_| new_owner.is_some()) {
             self.pending.triggers.push((family == 6, time));
+        }
+    }
+
+    /// A slice of this service changed; `old` is what it was.
+    fn touch(&mut self, owner: ObjectName, old: Option<&EndpointSlice>) {
+        let lost =
+            |entry: &ServiceEntry| old.is_some_and(|old| entry.has_lost::<Addr4>(old) || entry.has_lost::<Addr6>(old));
+        if !self.dirty.contains(&owner) && self.services.get(&owner).is_some_and(lost) {
+            self.settling.insert(owner);
+        } else {
+            self.settling.remove(&owner);
+            self.dirty.insert(owner);
         }
     }
 
@@ -284,6 +310,16 @@ impl ServiceEntry {
             }
         }
         changes.extend(plans.into_iter().map(|(port, plan)| (port, Some(plan))));
+    }
+
+    /// Was a ready endpoint in `old` that is in no slice any more?
+    fn has_lost<A: Family>(&self, old: &EndpointSlice) -> bool {
+        // Most endpoints stay where they were, so that slice is looked at first.
+        let slices = || self.slices.get(&old.name.name).into_iter().chain(self.slices.values());
+        let is_there = |addr: A| slices().any(|slice| A::endpoints(&slice.endpoints).iter().any(|e| e.addr == addr));
+        A::endpoints(&old.endpoints)
+            .iter()
+            .any(|e| e.is_ready() && !is_there(e.addr))
     }
 
     fn is_unused(&self) -> bool {

@@ -16,6 +16,7 @@ impl ClusterState {
             Some(plan) => format!("{name} {}", plan.v4.cluster.selectable.len()),
             None => format!("{name} gone"),
         };
+        self.settle();
         self.take_changes().into_iter().map(describe).collect()
     }
 
@@ -97,6 +98,48 @@ fn a_relabelled_slice_moves() {
     );
     state.apply(Change::Slice(object("a"), None, None));
     assert_eq!(state.taken(), ["default/api:http/TCP 0"]);
+}
+
+/// S42: between two slices an endpoint may be in neither.
+#[test]
+fn an_endpoint_between_two_slices_is_waited_for() {
+    let with = |name: &str, ips: &[&str]| {
+        let endpoints: Vec<_> = ips.iter().map(|ip| (*ip, READY)).collect();
+        slice(name, "web", &[TCP80], &endpoints)
+    };
+    let mut state = listed();
+    state.put_service(web());
+    state.put_slice(with("a", &["10.0.0.1", "10.0.0.2"]));
+    state.put_slice(with("b", &["10.0.0.3"]));
+    assert_eq!(state.taken(), ["default/web:http/TCP 3"]);
+    state.put_slice(with("a", &["10.0.0.1"]));
+    assert!(state.is_settling() && !state.has_changes() && state.take_changes().is_empty());
+    state.put_slice(with("b", &["10.0.0.2", "10.0.0.3"]));
+    assert!(state.has_changes() && !state.is_settling(), "it is there again");
+    assert_eq!(state.taken(), ["default/web:http/TCP 3"]);
+
+    // In both: the first copy that goes is no loss. One that does not turn up again goes when the moment is over.
+    state.put_slice(with("a", &["10.0.0.1", "10.0.0.3"]));
+    state.taken();
+    state.put_slice(with("b", &["10.0.0.2"]));
+    assert!(!state.is_settling() && state.has_changes());
+    state.taken();
+    state.apply(Change::Slice(object("b"), None, None));
+    assert!(state.is_settling() && !state.has_changes());
+    state.settle();
+    assert!(state.has_changes());
+    assert_eq!(state.taken(), ["default/web:http/TCP 2"]);
+
+    // What is added meanwhile, to this service or another, waits for nobody; nor does a Service that is deleted.
+    state.put_slice(with("a", &["10.0.0.1"]));
+    state.put_slice(with("c", &["10.0.0.9"]));
+    assert_eq!(state.take_changes().len(), 1);
+    state.put_slice(with("a", &[]));
+    state.put_service(service("api", &["10.96.0.11"], &[TCP80]));
+    assert_eq!(state.take_changes().len(), 1);
+    state.apply(Change::Service(object("web"), None));
+    assert!(state.has_changes());
+    assert_eq!(state.taken(), ["default/web:http/TCP gone"]);
 }
 
 #[test]

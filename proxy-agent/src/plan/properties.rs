@@ -100,6 +100,7 @@ fn check_family<A: Ord + Copy + fmt::Debug>(plan: &FamilyPlan<A>) -> Result<(), 
 
 /// Follows the changes handed out, as the datapath does.
 fn absorb(state: &mut ClusterState, plans: &mut BTreeMap<ServicePortName, ServicePortPlan>) {
+    state.settle();
     for (name, plan) in state.take_changes() {
         match plan {
             Some(plan) => plans.insert(name, plan),

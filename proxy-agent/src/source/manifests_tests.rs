@@ -42,17 +42,37 @@ impl Bed {
         self.dir.path().join(name)
     }
 
+    fn drain(&mut self) {
+        while let Ok(event) = self.rx.try_recv() {
+            match event {
+                Event::Change(change) => self.state.apply(change),
+                Event::Warning(warning) => self.warnings.push(warning.to_string()),
+            }
+        }
+    }
+
+    /// Follows until the service networks are those, for at most five seconds.
+    #[track_caller]
+    fn expect_networks(&mut self, expected: &[&str]) {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        loop {
+            self.drain();
+            let found: Vec<String> = self.state.service_networks().iter().map(ToString::to_string).collect();
+            if self.state.is_complete() && found == expected {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{found:?} instead of {expected:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Follows until the frontends are those, for at most five seconds; `name=address` each.
     #[track_caller]
     fn expect(&mut self, expected: &[&str]) {
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            while let Ok(event) = self.rx.try_recv() {
-                match event {
-                    Event::Change(change) => self.state.apply(change),
-                    Event::Warning(warning) => self.warnings.push(warning.to_string()),
-                }
-            }
+            self.drain();
+            self.state.settle();
             for (name, plan) in self.state.take_changes() {
                 match plan {
                     Some(plan) => self.plans.insert(name.name, plan.v4.frontends[0].addr.to_string()),
@@ -176,4 +196,19 @@ fn a_folder_that_is_not_there_is_an_error() {
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("--manifests /nonexistent/folder: "), "{error}");
+}
+
+#[test]
+fn service_networks_of_files() {
+    let cidr = |name: &str, network: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: ServiceCIDR\nmetadata: {{name: {name}}}\nspec: {{cidrs: [{network}]}}\n"
+        )
+    };
+    let mut bed = Bed::new(&[("a.yaml", &cidr("kubernetes", "10.96.0.0/16"))]);
+    bed.expect_networks(&["10.96.0.0/16"]);
+    fs::write(bed.path("b.yaml"), cidr("more", "10.97.0.0/16")).unwrap();
+    bed.expect_networks(&["10.96.0.0/16", "10.97.0.0/16"]);
+    fs::remove_file(bed.path("b.yaml")).unwrap();
+    bed.expect_networks(&["10.96.0.0/16"]);
 }

@@ -46,6 +46,7 @@ fn the_account_may_do_what_the_agent_does_and_no_more() {
         ("list", "events.events.k8s.io"),
         ("delete", "events.events.k8s.io"),
         ("create", "events"),
+        ("create", "servicecidrs.networking.k8s.io"),
     ] {
         assert!(!may(verb, what), "{verb} {what} is nothing the agent needs");
     }
