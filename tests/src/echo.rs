@@ -200,7 +200,8 @@ fn line(name: &str, client: SocketAddr, local: SocketAddr) -> String {
     format!("{name} {} {}\n", canonical(client), canonical(local))
 }
 
-fn parse(line: &str, peer: SocketAddr) -> Result<Answer> {
+/// Reads an answer.
+pub(crate) fn parse(line: &str, peer: SocketAddr) -> Result<Answer> {
     let mut words = line.split_whitespace();
     let mut next = || {
         words
@@ -227,6 +228,9 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
         IpAddr::V6(_) => address,
     }
 }
+
+/// What a client sends for an answer over TCP.
+pub(crate) const QUESTION: &[u8] = b"?\n";
 
 /// One request over a connection of its own.
 pub fn tcp(server: SocketAddr) -> Outcome {
@@ -259,7 +263,7 @@ impl Held {
     /// One request and its answer.
     pub fn ask(&mut self) -> Outcome {
         let peer = self.peer()?;
-        self.reader.get_mut().write_all(b"?\n")?;
+        self.reader.get_mut().write_all(QUESTION)?;
         let mut answer = String::new();
         if self.reader.read_line(&mut answer)? == 0 {
             return Err(Failure::Reset);

@@ -9,6 +9,7 @@ pub mod apiserver;
 pub mod cgroup;
 pub mod echo;
 pub mod leftovers;
+pub mod load;
 pub mod manifests;
 pub mod maps;
 pub mod netns;
