@@ -357,6 +357,19 @@ impl Node {
         let Some(pod) = self.pods.pop() else {
             bail!("{} has no pod", self.host.name)
         };
+        self.detach(&pod)
+    }
+
+    /// Removes a pod by name; later ones move up.
+    pub fn remove_pod_named(&mut self, name: &str) -> Result<()> {
+        let Some(index) = self.pods.iter().position(|pod| pod.host.name == name) else {
+            bail!("{} has no pod {name}", self.host.name)
+        };
+        let pod = self.pods.remove(index);
+        self.detach(&pod)
+    }
+
+    fn detach(&self, pod: &Pod) -> Result<()> {
         self.host.netns.ip(&format!("link del {}", pod.node_interface))
     }
 }
