@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
@@ -251,7 +252,18 @@ pub struct Held {
 impl Held {
     /// Connects.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        Self::over(TcpStream::connect_timeout(&server, PATIENCE)?)
+    }
+
+    /// Connects from a source port of choice.
+    pub fn open_from(port: u16, server: SocketAddr) -> Result<Self, Failure> {
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(unspecified(server), port).into())?;
+        socket.connect_timeout(&server.into(), PATIENCE)?;
+        Self::over(socket.into())
+    }
+
+    fn over(stream: TcpStream) -> Result<Self, Failure> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -287,6 +299,15 @@ impl Held {
     }
 }
 
+/// The unspecified address of the server's family.
+fn unspecified(server: SocketAddr) -> IpAddr {
+    if server.is_ipv4() {
+        [0; 4].into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
+}
+
 /// A UDP socket of a client.
 pub struct Udp {
     socket: UdpSocket,
@@ -296,12 +317,7 @@ pub struct Udp {
 impl Udp {
     /// A socket of the family of `server`, on a random port.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let any: IpAddr = if server.is_ipv4() {
-            [0; 4].into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        let socket = UdpSocket::bind(SocketAddr::new(unspecified(server), 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket, sent: 0 })
     }

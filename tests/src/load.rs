@@ -48,8 +48,19 @@ pub struct Path {
     pub to: &'static str,
     /// The address.
     pub target: SocketAddr,
-    /// Is UDP served there as well?
-    pub udp: bool,
+    /// How UDP flows may be held there.
+    pub udp: Flows,
+}
+
+/// How UDP flows may be held on a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flows {
+    /// Not at all.
+    No,
+    /// With sockets that name the destination of every message.
+    Unconnected,
+    /// With those and connected ones.
+    All,
 }
 
 impl fmt::Display for Path {
@@ -69,6 +80,8 @@ pub struct Rules {
     pub keep: BTreeSet<String>,
     /// Whose TCP connections may end.
     pub ended: BTreeSet<String>,
+    /// May packets be lost, so that connections are slow? Not that they fail.
+    pub lossy: bool,
 }
 
 /// What was attempted.
@@ -188,7 +201,7 @@ impl Load {
             book: Mutex::default(),
         });
         let all: Vec<Path> = clients.iter().flat_map(|client| client.paths.clone()).collect();
-        let udp: Vec<Path> = all.iter().filter(|path| path.udp).copied().collect();
+        let udp: Vec<Path> = all.iter().filter(|path| path.udp != Flows::No).copied().collect();
         let held: Vec<(Attempt, Path)> = (0..HELD_TCP)
             .map(|i| (Attempt::HeldTcp, all[i % all.len()]))
             .chain((0..HELD_UDP).map(|i| (Attempt::HeldUdp, udp[i * udp.len() / HELD_UDP])))
@@ -241,11 +254,14 @@ impl Load {
             (enough && talked).then(|| book.answered.clone())
         });
         let Some(answered) = done else {
-            bail!(
-                "the load came to a halt: {:?}, {:?}",
-                self.totals(),
-                self.incidents(0).last()
-            );
+            let last: Vec<_> = self
+                .incidents(0)
+                .iter()
+                .rev()
+                .take(10)
+                .map(Incident::to_string)
+                .collect();
+            bail!("the load came to a halt: {:?}\n{}", self.totals(), last.join("\n"));
         };
         Ok(answered)
     }
@@ -371,7 +387,13 @@ async fn new_connection(shared: Arc<Shared>, path: Path) {
         Err(failure) => shared.incident(began, path, Attempt::New, Fault::Failed(*failure), false),
     }
     if outcome.is_ok() && elapsed > SLOW {
-        shared.incident(began, path, Attempt::New, Fault::Slow(elapsed), false);
+        shared.incident(
+            began,
+            path,
+            Attempt::New,
+            Fault::Slow(elapsed),
+            rules.lossy || shared.current().lossy,
+        );
     }
     let mut book = shared.book();
     *book.made.entry(path).or_default() += 1;
@@ -430,7 +452,7 @@ async fn hold_udp(shared: Arc<Shared>, index: usize, path: Path) {
         ([0u16; 8], 0).into()
     };
     let socket = UdpSocket::bind(any).await.expect("a socket can be opened");
-    let connected = index % 2 == 0;
+    let connected = index % 2 == 0 && path.udp == Flows::All;
     if connected {
         socket.connect(path.target).await.expect("connecting UDP sends nothing");
     }

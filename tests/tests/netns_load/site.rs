@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use comfy_table::{Table, presets};
 use proxy_common::addr::Protocol;
 use proxy_tests::echo::EchoServer;
-use proxy_tests::load::{Client, HELD_TCP, HELD_UDP, Load, Path, RATE, Rules, Totals};
+use proxy_tests::load::{Client, Flows, HELD_TCP, HELD_UDP, Load, Path, RATE, Rules, Totals};
 use proxy_tests::maps;
 use proxy_tests::process::wait_until;
 use proxy_tests::topology::{CLUSTER_CIDR, Shape};
@@ -94,6 +94,7 @@ impl Site {
         change(&mut self.objects);
         let new = Rules {
             ended: self.rules.ended.clone(),
+            lossy: self.rules.lossy,
             ..self.objects.rules(&self.paths)
         };
         self.load.rules(meanwhile(&self.rules, &new));
@@ -161,6 +162,12 @@ impl Site {
     /// From now on the TCP connections of this server may end.
     pub(crate) fn may_end(&mut self, server: &str) {
         self.rules.ended.insert(server.to_owned());
+        self.load.rules(self.rules.clone());
+    }
+
+    /// Is a lost packet excused for now? It may make a connection slow; that one fails is never excused by this.
+    pub(crate) fn may_lose_packets(&mut self, lossy: bool) {
+        self.rules.lossy = lossy;
         self.load.rules(self.rules.clone());
     }
 
@@ -254,7 +261,13 @@ fn clients(world: &World) -> Vec<Client<'_>> {
                 client,
                 to,
                 target,
-                udp: *to != "many",
+                // A connected UDP socket of the node is served where its packets leave, and to an address of the node itself they
+                // do not leave.
+                udp: match (client, *to) {
+                    (_, "many") => Flows::No,
+                    ("host", "nodePort") => Flows::Unconnected,
+                    _ => Flows::All,
+                },
             })
         });
         paths.collect()

@@ -256,8 +256,12 @@ pub(crate) fn restarts(site: &mut Site) {
             agent.launch().unwrap();
         }
     };
+    // The kernel stops a device's queues while a clsact qdisc is put in or taken out, and loses what is sent meanwhile, programs or
+    // not.
+    site.may_lose_packets(true);
     site.act("tcx becomes classic", mode("classic"));
     site.act("classic becomes tcx", mode("tcx"));
+    site.may_lose_packets(false);
 }
 
 fn launch(site: &mut Site) {
