@@ -8,7 +8,7 @@ use proxy_tests::echo::Held;
 use proxy_tests::topology::{CLUSTER_CIDR, PodNetwork, Shape};
 use proxy_tests::world::{Setup, World, vips};
 
-/// S121: both connections work, whichever came first, whether the endpoint is behind one egress hook of the node (another node's
+/// S121, S147: both connections work, whichever came first, whether the endpoint is behind one egress hook of the node (another node's
 /// pod, or a point-to-point link) or two (bridge and veth).
 #[test]
 fn a_node_and_its_masqueraded_clients_share_source_ports() {
