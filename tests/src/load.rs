@@ -80,7 +80,7 @@ pub struct Rules {
     pub keep: BTreeSet<String>,
     /// Whose TCP connections may end.
     pub ended: BTreeSet<String>,
-    /// May packets be lost, so that connections are slow? Not that they fail.
+    /// May packets be lost, so that TCP is slow and a message over UDP unanswered? No TCP connection fails of that.
     pub lossy: bool,
 }
 
@@ -477,7 +477,8 @@ async fn hold_udp(shared: Arc<Shared>, index: usize, path: Path) {
                 .map(|last| Fault::Moved(last, server.clone())),
         };
         if let Some(fault) = fault {
-            shared.incident(began, path, Attempt::HeldUdp, fault, false);
+            let lost = fault == Fault::Failed(Failure::Timeout);
+            shared.incident(began, path, Attempt::HeldUdp, fault, lost && (rules.lossy || now.lossy));
         }
         last = outcome.ok().or(last);
         {
@@ -533,5 +534,73 @@ async fn ask_udp(socket: &UdpSocket, target: Option<SocketAddr>, message: u64) -
             let answer = echo::parse(&text, peer).map_err(|_| Failure::Other(ErrorKind::InvalidData))?;
             return Ok(answer.server);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::echo::EchoServer;
+    use crate::netns::Netns;
+
+    /// What the load says is true: its rate, who answers, and what fails once the server ends.
+    #[test]
+    fn tells_what_happens() {
+        let netns = Netns::new("load").unwrap();
+        let paths = ["127.0.0.1:7", "[::1]:7"].map(|target| Path {
+            client: "client",
+            to: "server",
+            target: target.parse().unwrap(),
+            udp: Flows::All,
+        });
+        let client = Client {
+            start: Box::new(|body| netns.spawn(body)),
+            paths: paths.into(),
+        };
+        let targets = paths.map(|path| path.target);
+        let server = EchoServer::start(&netns, "alpha", &targets).unwrap();
+        let alpha = BTreeSet::from(["alpha".to_owned()]);
+        let rules = Rules {
+            answers: paths.map(|path| (path, alpha.clone())).into(),
+            serving: alpha.clone(),
+            keep: alpha.clone(),
+            ..Rules::default()
+        };
+        let load = Load::start(vec![client], rules.clone());
+        let answered = load.round().unwrap();
+        assert!(answered.values().all(|servers| *servers == alpha), "{answered:?}");
+        let totals = load.totals();
+        assert_eq!(
+            (totals.incidents, totals.tcp_alive, totals.udp_alive),
+            (0, HELD_TCP, HELD_UDP)
+        );
+
+        load.rules(Rules {
+            ended: alpha.clone(),
+            ..rules
+        });
+        drop(server);
+        wait_until(ROUND, || (load.totals().tcp_alive == 0).then_some(())).expect("connections end with their server");
+        wait_until(ROUND, || {
+            (load.incidents(0).iter().any(|i| i.attempt == Attempt::New)).then_some(())
+        })
+        .expect("somebody is refused");
+        let _server = EchoServer::start(&netns, "beta", &targets).unwrap();
+        load.round().unwrap();
+        let incidents = load.incidents(0);
+        let has = |attempt, fault: &Fault, allowed| {
+            let mut matching = incidents.iter().filter(|i| i.attempt == attempt && i.fault == *fault);
+            matching.any(|i| i.allowed == allowed)
+        };
+        let wrong = Fault::Wrong("beta".to_owned());
+        assert!(has(Attempt::New, &Fault::Failed(Failure::Refused), false));
+        assert!(has(Attempt::HeldTcp, &Fault::Failed(Failure::Reset), true));
+        assert!(
+            [Attempt::New, Attempt::HeldTcp, Attempt::HeldUdp]
+                .iter()
+                .all(|a| has(*a, &wrong, false))
+        );
+        let rate = load.stop();
+        assert!(rate > 0.8 * f64::from(RATE), "{rate}");
     }
 }
