@@ -1,6 +1,5 @@
 //! A masqueraded connection and one of the node itself want the same source port to the same endpoint: what constant load from pods
 //! and node at once runs into now and then, made to happen.
-#![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
 
