@@ -53,6 +53,10 @@ pub const REWRITE_TO_INGRESS: u8 = 1 << 1;
 pub const REWRITE_SAME_HOOK: u8 = 1 << 2;
 /// The connection also has a masquerade pair.
 pub const REWRITE_MASQUERADED: u8 = 1 << 3;
+/// The node's own connection gave way to a masqueraded one, whose translated packets have the very tuple of this one. So requests
+/// are only those of the node itself, and replies are translated no earlier than at interface `ifindex`, by which the node sent the
+/// request: a hook behind it would take them for the masqueraded connection's. A bridge and its ports are such hooks.
+pub const REWRITE_GAVE_WAY: u8 = 1 << 4;
 
 /// At least one packet went through the entry. The one that created it counts for requests and masquerades, so what this tells is
 /// whether the other direction has answered.
@@ -80,7 +84,7 @@ pub struct Rewrite<A> {
     pub port_delta: u16,
     /// Service id.
     pub service: u32,
-    /// Target of [`REWRITE_TO_INGRESS`].
+    /// Target of [`REWRITE_TO_INGRESS`], place of [`REWRITE_GAVE_WAY`].
     pub ifindex: u32,
     /// [`crate::clock`] tick of the last packet, updated at most once per tick.
     pub last_seen: u32,
@@ -101,7 +105,7 @@ crate::pod_for_both_families!(Rewrite, v4: 36, v6: 60);
 pub struct Meta {
     /// Service id.
     pub service: u32,
-    /// Target of [`REWRITE_TO_INGRESS`].
+    /// Target of [`REWRITE_TO_INGRESS`], place of [`REWRITE_GAVE_WAY`].
     pub ifindex: u32,
     /// Tick of the packet that creates the entry.
     pub last_seen: u32,

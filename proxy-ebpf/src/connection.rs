@@ -11,8 +11,9 @@ use proxy_common::frontend::Origin;
 use proxy_common::link::{LINK_PODS, NODE_ADDR_NODE_PORTS};
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
-    HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
-    REWRITE_REROUTE, REWRITE_SAME_HOOK, REWRITE_TO_INGRESS, Rewrite, RewriteKey, STATE_FIN, STATE_RST,
+    HOOK_EGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_GAVE_WAY,
+    REWRITE_MASQUERADED, REWRITE_REROUTE, REWRITE_SAME_HOOK, REWRITE_TO_INGRESS, Rewrite, RewriteKey, STATE_FIN,
+    STATE_RST,
 };
 use proxy_common::{clock, pick};
 
@@ -92,7 +93,7 @@ fn scratch<A: Family>() -> Option<&'static mut Scratch<A>> {
 pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     let begun = match select(skb, key) {
         Opened::Yes => begin(skb, key),
-        Opened::NotOurs if may_be_in_the_way(key) && make_way(key) == Opened::Yes => Ok(()),
+        Opened::NotOurs if may_be_in_the_way(key) && make_way(skb, key) == Opened::Yes => Ok(()),
         other => return other,
     };
     let written = begun
@@ -120,7 +121,7 @@ fn may_be_in_the_way<A: Family>(key: &RewriteKey<A>) -> bool {
 /// One that is alive can only be told from this very connection, already translated at another interface, if it is the reversal of
 /// a masquerade. Then the node wants a port for itself that a masqueraded connection has, and gets another one on the way (S121).
 #[inline(never)]
-fn make_way<A: Family>(key: &RewriteKey<A>) -> Opened {
+fn make_way<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     let Some(scratch) = scratch::<A>() else {
         return Opened::NotOurs;
     };
@@ -146,10 +147,11 @@ fn make_way<A: Family>(key: &RewriteKey<A>) -> Opened {
     }
     let meta = Meta {
         service: 0,
-        ifindex: 0,
+        // SAFETY: a context field, read at its declared width.
+        ifindex: unsafe { (*skb).ifindex },
         last_seen: now(),
         kind: KIND_REQUEST,
-        flags: 0,
+        flags: REWRITE_GAVE_WAY,
     };
     *request = key.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, meta);
     *leaves_by = 0;

@@ -3,11 +3,13 @@
 
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::addr::{Addr4, Addr6};
 use proxy_common::reason::Reason;
-use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, REWRITE_REROUTE, REWRITE_TO_INGRESS, Rewrite};
+use proxy_common::rewrite::{
+    HOOK_EGRESS, HOOK_INGRESS, REWRITE_GAVE_WAY, REWRITE_REROUTE, REWRITE_TO_INGRESS, Rewrite,
+};
 
 use crate::connection::{self, Opened};
 use crate::icmp_error::{self, Quoted};
@@ -92,10 +94,34 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
             PASS
         };
     };
+    // SAFETY: the slot stays allocated while the program runs, and what is read does not change after it was written.
+    if let Some(elsewhere) = belongs_elsewhere::<A, L2, HOOK>(skb, unsafe { &*entry }) {
+        return elsewhere;
+    }
     rewrite::touch(entry, packet);
     // SAFETY: the slot stays allocated while the program runs. Only its clock and state change after it was written, and those
     // are not read here.
     rewritten::<A, L2, HOOK>(ctx, packet, unsafe { &*entry })
+}
+
+/// What becomes of a packet that has the tuple of an entry that gave way, but is not of its connection, or not here.
+#[inline(always)]
+fn belongs_elsewhere<A: Route, const L2: usize, const HOOK: u8>(
+    skb: *mut __sk_buff,
+    rewrite: &Rewrite<A>,
+) -> Option<i32> {
+    if rewrite.flags & REWRITE_GAVE_WAY == 0 {
+        return None;
+    }
+    // SAFETY: context fields, read at their declared width.
+    let (here, came_in) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
+    if HOOK == HOOK_EGRESS {
+        return (came_in != 0).then_some(PASS);
+    }
+    if here == rewrite.ifindex {
+        return None;
+    }
+    route::arrive::<L2>(skb, rewrite.ifindex)
 }
 
 /// Applies an entry and sends the packet where it belongs afterwards.

@@ -41,6 +41,8 @@ pub struct Agent {
     cgroup: Cgroup,
     state: PathBuf,
     args: Vec<String>,
+    /// How many of them are not options of the caller.
+    own_args: usize,
     child: Option<Child>,
     keep: bool,
 }
@@ -79,6 +81,7 @@ impl Agent {
             cgroup: Cgroup::new(node)?,
             state,
             args: Vec::new(),
+            own_args: 0,
             child: None,
             keep: false,
         };
@@ -99,8 +102,15 @@ impl Agent {
         agent
             .args
             .extend(["--healthz-bind-address", HEALTHZ, "--metrics-bind-address", METRICS].map(String::from));
-        agent.args.extend(options.iter().map(|o| (*o).to_owned()));
+        agent.own_args = agent.args.len();
+        agent.set_options(options);
         Ok(agent)
+    }
+
+    /// Replaces the further arguments; they hold from the next [`Agent::launch`] on.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.args.truncate(self.own_args);
+        self.args.extend(options.iter().map(|o| (*o).to_owned()));
     }
 
     /// Starts the process and waits until it is ready: also after [`Agent::kill`] or [`Agent::stop`].

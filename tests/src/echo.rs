@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
@@ -200,7 +201,8 @@ fn line(name: &str, client: SocketAddr, local: SocketAddr) -> String {
     format!("{name} {} {}\n", canonical(client), canonical(local))
 }
 
-fn parse(line: &str, peer: SocketAddr) -> Result<Answer> {
+/// Reads an answer.
+pub(crate) fn parse(line: &str, peer: SocketAddr) -> Result<Answer> {
     let mut words = line.split_whitespace();
     let mut next = || {
         words
@@ -228,6 +230,9 @@ pub fn mapped(address: SocketAddr) -> SocketAddr {
     }
 }
 
+/// What a client sends for an answer over TCP.
+pub(crate) const QUESTION: &[u8] = b"?\n";
+
 /// One request over a connection of its own.
 pub fn tcp(server: SocketAddr) -> Outcome {
     Held::open(server)?.ask()
@@ -250,6 +255,14 @@ impl Held {
         Self::over(TcpStream::connect_timeout(&server, PATIENCE)?)
     }
 
+    /// Connects from a source port of choice.
+    pub fn open_from(port: u16, server: SocketAddr) -> Result<Self, Failure> {
+        let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(unspecified(server), port).into())?;
+        socket.connect_timeout(&server.into(), PATIENCE)?;
+        Self::over(socket.into())
+    }
+
     /// Uses a connection that is there already.
     pub fn over(stream: TcpStream) -> Result<Self, Failure> {
         stream.set_nodelay(true)?;
@@ -268,7 +281,7 @@ impl Held {
     /// One request and its answer.
     pub fn ask(&mut self) -> Outcome {
         let peer = self.peer()?;
-        self.reader.get_mut().write_all(b"?\n")?;
+        self.reader.get_mut().write_all(QUESTION)?;
         let mut answer = String::new();
         if self.reader.read_line(&mut answer)? == 0 {
             return Err(Failure::Reset);
@@ -292,6 +305,15 @@ impl Held {
     }
 }
 
+/// The unspecified address of the server's family.
+fn unspecified(server: SocketAddr) -> IpAddr {
+    if server.is_ipv4() {
+        [0; 4].into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
+}
+
 /// A UDP socket of a client.
 pub struct Udp {
     socket: UdpSocket,
@@ -301,12 +323,7 @@ pub struct Udp {
 impl Udp {
     /// A socket of the family of `server`, on a random port.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let any: IpAddr = if server.is_ipv4() {
-            [0; 4].into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        let socket = UdpSocket::bind(SocketAddr::new(unspecified(server), 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket, sent: 0 })
     }

@@ -11,6 +11,7 @@ pub mod echo;
 pub mod firewall;
 pub mod http;
 pub mod leftovers;
+pub mod load;
 pub mod manifests;
 pub mod maps;
 pub mod netns;

@@ -164,8 +164,9 @@ impl Topology {
         host.netns.sysctl("net/ipv4/ip_forward", "1")?;
         host.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         if shape.network == PodNetwork::Bridge {
+            // A fixed address, as the plugin gives it one: else it changes with the ports, and pods send to the old one.
             host.netns.ip(&format!(
-                "link add cni0 type bridge
+                "link add cni0 address 02:00:00:00:00:{number:02x} type bridge
                  link set cni0 up
                  addr add 10.244.{number}.1/24 dev cni0
                  addr add fd00:10:244:{number}::1/64 dev cni0 nodad"
@@ -357,6 +358,19 @@ impl Node {
         let Some(pod) = self.pods.pop() else {
             bail!("{} has no pod", self.host.name)
         };
+        self.detach(&pod)
+    }
+
+    /// Removes a pod by name; later ones move up.
+    pub fn remove_pod_named(&mut self, name: &str) -> Result<()> {
+        let Some(index) = self.pods.iter().position(|pod| pod.host.name == name) else {
+            bail!("{} has no pod {name}", self.host.name)
+        };
+        let pod = self.pods.remove(index);
+        self.detach(&pod)
+    }
+
+    fn detach(&self, pod: &Pod) -> Result<()> {
         self.host.netns.ip(&format!("link del {}", pod.node_interface))
     }
 }
