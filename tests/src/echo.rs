@@ -233,6 +233,11 @@ pub fn tcp(server: SocketAddr) -> Outcome {
     Held::open(server)?.ask()
 }
 
+/// One request over a connection of its own, with a patience of its own.
+pub fn tcp_within(server: SocketAddr, patience: Duration) -> Outcome {
+    Held::open_within(server, patience)?.ask()
+}
+
 /// Only connects, with a patience of its own; the connection is closed at once.
 pub fn dial(server: SocketAddr, patience: Duration) -> Result<(), Failure> {
     TcpStream::connect_timeout(&server, patience)?;
@@ -247,10 +252,15 @@ pub struct Held {
 impl Held {
     /// Connects.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+        Self::open_within(server, PATIENCE)
+    }
+
+    /// Connects, with a patience of its own.
+    pub fn open_within(server: SocketAddr, patience: Duration) -> Result<Self, Failure> {
+        let stream = TcpStream::connect_timeout(&server, patience)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self {
             reader: BufReader::new(stream),
         })
@@ -346,6 +356,13 @@ impl Udp {
 /// One request from a connected UDP socket of its own.
 pub fn udp(server: SocketAddr) -> Outcome {
     Udp::connect(server)?.ask()
+}
+
+/// One request from a connected UDP socket of its own, with a patience of its own.
+pub fn udp_within(server: SocketAddr, patience: Duration) -> Outcome {
+    let mut udp = Udp::connect(server)?;
+    udp.socket.set_read_timeout(Some(patience))?;
+    udp.ask()
 }
 
 /// One request from an unconnected UDP socket of its own.
