@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 
@@ -233,11 +234,6 @@ pub fn tcp(server: SocketAddr) -> Outcome {
     Held::open(server)?.ask()
 }
 
-/// One request over a connection of its own, with a patience of its own.
-pub fn tcp_within(server: SocketAddr, patience: Duration) -> Outcome {
-    Held::open_within(server, patience)?.ask()
-}
-
 /// Only connects, with a patience of its own; the connection is closed at once.
 pub fn dial(server: SocketAddr, patience: Duration) -> Result<(), Failure> {
     TcpStream::connect_timeout(&server, patience)?;
@@ -252,12 +248,10 @@ pub struct Held {
 impl Held {
     /// Connects.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        Self::open_within(server, PATIENCE)
+        Self::from_stream(TcpStream::connect_timeout(&server, PATIENCE)?, PATIENCE)
     }
 
-    /// Connects, with a patience of its own.
-    pub fn open_within(server: SocketAddr, patience: Duration) -> Result<Self, Failure> {
-        let stream = TcpStream::connect_timeout(&server, patience)?;
+    fn from_stream(stream: TcpStream, patience: Duration) -> Result<Self, Failure> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience))?;
         stream.set_write_timeout(Some(patience))?;
@@ -302,12 +296,7 @@ pub struct Udp {
 impl Udp {
     /// A socket of the family of `server`, on a random port.
     pub fn open(server: SocketAddr) -> Result<Self, Failure> {
-        let any: IpAddr = if server.is_ipv4() {
-            [0; 4].into()
-        } else {
-            Ipv6Addr::UNSPECIFIED.into()
-        };
-        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        let socket = UdpSocket::bind(SocketAddr::new(any(server), 0))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket, sent: 0 })
     }
@@ -358,11 +347,52 @@ pub fn udp(server: SocketAddr) -> Outcome {
     Udp::connect(server)?.ask()
 }
 
-/// One request from a connected UDP socket of its own, with a patience of its own.
-pub fn udp_within(server: SocketAddr, patience: Duration) -> Outcome {
-    let mut udp = Udp::connect(server)?;
-    udp.socket.set_read_timeout(Some(patience))?;
-    udp.ask()
+/// A client that chooses its own port, so that a test decides which connections share a tuple.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// Its port; it may have been used a moment ago.
+    pub port: u16,
+    /// How long it waits.
+    pub patience: Duration,
+}
+
+impl Client {
+    /// One TCP request.
+    pub fn tcp(&self, server: SocketAddr) -> Outcome {
+        let socket = self.socket(Type::STREAM, server)?;
+        socket.connect_timeout(&server.into(), self.patience)?;
+        Held::from_stream(socket.into(), self.patience)?.ask()
+    }
+
+    /// One request from a connected UDP socket.
+    pub fn udp(&self, server: SocketAddr) -> Outcome {
+        let socket: UdpSocket = self.socket(Type::DGRAM, server)?.into();
+        socket.connect(server)?;
+        Udp { socket, sent: 0 }.ask()
+    }
+
+    /// One request from a UDP socket that is not connected.
+    pub fn udp_unconnected(&self, server: SocketAddr) -> Outcome {
+        let socket: UdpSocket = self.socket(Type::DGRAM, server)?.into();
+        Udp { socket, sent: 0 }.ask_at(server)
+    }
+
+    fn socket(&self, kind: Type, server: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(server), kind, None)?;
+        socket.set_reuse_address(kind == Type::STREAM)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.bind(&SocketAddr::new(any(server), self.port).into())?;
+        Ok(socket)
+    }
+}
+
+/// The wildcard address of a family.
+fn any(like: SocketAddr) -> IpAddr {
+    if like.is_ipv4() {
+        [0; 4].into()
+    } else {
+        Ipv6Addr::UNSPECIFIED.into()
+    }
 }
 
 /// One request from an unconnected UDP socket of its own.

@@ -13,6 +13,8 @@ mod cluster;
 mod expect;
 #[path = "netns_flows/flow.rs"]
 mod flow;
+#[path = "netns_flows/rules.rs"]
+mod rules;
 #[path = "netns_flows/services.rs"]
 mod services;
 #[path = "netns_flows/wire.rs"]
@@ -59,4 +61,13 @@ fn the_kernel_does_what_the_tracer_says() {
     let flows = SOURCES.iter().flat_map(|source| flow::table(&cluster, *source));
     let rows = flows.map(|flow| (flow.clone(), cluster.expect(&flow))).collect();
     run(&cluster, rows);
+}
+
+/// The same table where the rules say it in so many words: the matrix of source addresses (S108–S113) and policies (S56–S58, S87–S89,
+/// S125, S126), hairpins (S110), refusals (S77, S122), conditions (S48–S55), source ranges (S92, S101–S107), hints (S64–S74), and
+/// addresses of others (S95, S99).
+#[test]
+fn the_rules_hold() {
+    let cluster = cluster::turn();
+    run(&cluster, rules::rows(&cluster));
 }

@@ -115,12 +115,12 @@ impl Router {
     /// Gives an outsider one more address, as a load balancer has it, and routes everybody's traffic for it there.
     pub fn give_address(&self, outsider: usize, address: IpAddr) -> Result<()> {
         let host = &self.outsiders[outsider];
-        let (length, via) = if address.is_ipv4() {
-            (32, host.v4.into())
+        let (length, via, usable) = if address.is_ipv4() {
+            (32, IpAddr::from(host.v4), "")
         } else {
-            (128, IpAddr::from(host.v6))
+            (128, host.v6.into(), "nodad")
         };
-        host.netns.ip(&format!("addr add {address}/{length} dev lo"))?;
+        host.netns.ip(&format!("addr add {address}/{length} dev lo {usable}"))?;
         for table in ["main".to_owned()]
             .into_iter()
             .chain((1..self.entrances.len()).map(|t| t.to_string()))

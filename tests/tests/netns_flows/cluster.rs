@@ -21,6 +21,8 @@ use super::services::{self, PORT, Spec, ZONES};
 
 /// The host that a proxied load-balancer address belongs to.
 pub(crate) const BALANCER: &str = "balancer";
+/// The outsider that it runs on.
+pub(crate) const BALANCER_HOST: usize = 1;
 /// An address that the first node gets while its agent runs (S85).
 const SECONDARY: [&str; 2] = ["192.168.56.101", "fd00:56::101"];
 
@@ -119,9 +121,9 @@ impl Cluster {
         for is_v4 in [true, false] {
             for spec in specs.iter().filter(|spec| spec.is_proxied) {
                 let address = spec.addresses(is_v4, topology).balancer;
-                router.give_address(1, address).unwrap();
+                router.give_address(BALANCER_HOST, address).unwrap();
                 let socket = SocketAddr::new(address, PORT);
-                others.push(EchoServer::start(&router.outsiders[1].netns, BALANCER, &[socket]).unwrap());
+                others.push(EchoServer::start(&router.outsiders[BALANCER_HOST].netns, BALANCER, &[socket]).unwrap());
                 servers.insert(address, BALANCER.to_owned());
             }
         }

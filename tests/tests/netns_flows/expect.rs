@@ -8,7 +8,7 @@ use proxy_agent::plan::trace::{Outcome, Packet, trace};
 use proxy_common::frontend::Origin;
 
 use super::cluster::{BALANCER, Cluster};
-use super::flow::{Flow, Source};
+use super::flow::{Flow, Request, Source};
 
 /// What must happen to a row's connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,9 @@ impl Cluster {
         let (host, own) = flow.source.host(self);
         let client = host.address(flow.target.ip());
         let owner = self.owner(flow.target.ip());
+        if flow.is_over_loopback(own, owner) {
+            return Expected::Refused;
+        }
         let (first, origin) = match (flow.source, own) {
             (Source::Outsider(number), _) => (owner.unwrap_or(number), Origin::External),
             (Source::Pod(_), Some(node)) => (node, Origin::Pod),
@@ -62,7 +65,7 @@ impl Cluster {
                 let name = balancer
                     .unwrap_or_else(|| panic!("{flow}: nobody has the address"))
                     .clone();
-                Expected::Answered([(name, [client].into())].into())
+                Expected::Answered([(name, self.all_addresses(client))].into())
             }
             Outcome::Backends(backends) => {
                 let is_far = |ip: &IpAddr| !self.is_behind(node, *ip);
@@ -95,19 +98,39 @@ impl Cluster {
         pods.chain([&node.host]).any(|host| host.address(ip) == ip)
     }
 
+    /// The addresses of whoever has this one. A node uses whichever it likes.
+    pub(crate) fn all_addresses(&self, ip: IpAddr) -> BTreeSet<IpAddr> {
+        let of_node = |node: usize| {
+            let addresses = self.nodes[node].view.node_port_addresses.iter();
+            addresses
+                .copied()
+                .filter(|other| other.is_ipv4() == ip.is_ipv4())
+                .collect()
+        };
+        self.owner(ip).map_or_else(|| [ip].into(), of_node)
+    }
+
     /// The addresses under which a backend may see the client, if `node` translated.
     fn seen(&self, flow: &Flow, node: usize, client: IpAddr, backend: IpAddr, masquerades: bool) -> BTreeSet<IpAddr> {
-        let nodes = self.nodes[node].view.node_port_addresses.iter();
-        let of_node: BTreeSet<IpAddr> = nodes.copied().filter(|ip| ip.is_ipv4() == client.is_ipv4()).collect();
+        let of_client = self.all_addresses(client);
+        let of_node = self.all_addresses(self.world.topology.node(node).address(client));
         if self.owner(backend) == Some(node) {
             // S118: towards the node itself either is fine; and what the node sends itself has to have some other address.
-            return of_node.into_iter().chain([client, flow.target.ip()]).collect();
+            return of_node.into_iter().chain(of_client).chain([flow.target.ip()]).collect();
         }
-        // The node's own connections carry an address of the node, whichever fits the route.
-        if masquerades || self.owner(client) == Some(node) {
-            of_node
-        } else {
-            [client].into()
-        }
+        if masquerades { of_node } else { of_client }
+    }
+}
+
+impl Flow {
+    /// Does it go from a node to an address of this very node, untranslated by the socket programs? Such a packet uses the loopback
+    /// interface, which has no programs: nobody serves it (see the known limits in `docs/operations.md`).
+    fn is_over_loopback(&self, own: Option<usize>, owner: Option<usize>) -> bool {
+        let at_socket = match self.source {
+            Source::Host(_) => self.request != Request::Udp,
+            Source::OtherHost(_) => false,
+            Source::Pod(_) | Source::Outsider(_) => return false,
+        };
+        own == owner && !at_socket
     }
 }

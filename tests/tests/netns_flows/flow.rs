@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use proxy_common::addr::Protocol;
 use proxy_tests::topology::Host;
 
-use super::cluster::{self, Cluster, secondary};
+use super::cluster::{self, BALANCER_HOST, Cluster, secondary};
 use super::services::{PORT, Spec};
 
 /// Who dials. Nodes and outsiders are counted from 0.
@@ -110,6 +111,15 @@ impl Source {
         }
     }
 
+    /// A client port that nobody has used so far: what a connection leaves behind in the tables must not meet another one, which
+    /// is what other tests are about.
+    pub(crate) fn next_port(self) -> u16 {
+        const EACH: u16 = 5_500;
+        static USED: [AtomicU16; SOURCES.len()] = [const { AtomicU16::new(0) }; SOURCES.len()];
+        let number = SOURCES.iter().position(|source| *source == self).unwrap();
+        4_000 + EACH * number as u16 + USED[number].fetch_add(1, Ordering::Relaxed) % EACH
+    }
+
     /// Runs `body` as this source.
     pub(crate) fn run<T: Send>(self, cluster: &Cluster, body: impl FnOnce() -> T + Send) -> T {
         match self {
@@ -169,6 +179,10 @@ pub(crate) fn table(cluster: &Cluster, source: Source) -> Vec<Flow> {
     let mut flows = Vec::new();
     for spec in &cluster.specs {
         for via in vias(spec) {
+            // The balancer itself has no need of anybody.
+            if spec.is_proxied && via == Via::Balancer && source == Source::Outsider(BALANCER_HOST) {
+                continue;
+            }
             for is_v4 in [true, false] {
                 let target = via.target(cluster, spec, is_v4);
                 flows.extend(source.requests().iter().map(|request| Flow {

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use proxy_tests::echo::{self, Failure};
+use proxy_tests::echo::{self, Client, Failure};
 
 use super::cluster::Cluster;
 use super::expect::Expected;
@@ -14,7 +15,7 @@ use super::flow::{Flow, Request, Source};
 /// Requests after which a row is given up whose servers did not all answer: one of four is missed with a chance of 10^-10.
 const MOST: usize = 80;
 /// Requests at least, so that a server that should not answer has its chance.
-const LEAST: usize = 6;
+const LEAST: usize = 4;
 /// How long to wait where nothing is to come.
 const SILENCE: Duration = Duration::from_millis(250);
 /// Silent rows that wait side by side.
@@ -144,10 +145,18 @@ impl Tally {
 
 impl Flow {
     fn ask(&self, patience: Duration) -> echo::Outcome {
-        match self.request {
-            Request::Tcp => echo::tcp_within(self.target, patience),
-            Request::Udp => echo::udp_within(self.target, patience),
-            Request::UdpTo => echo::udp_unconnected(self.target),
+        loop {
+            let port = self.source.next_port();
+            let client = Client { port, patience };
+            let outcome = match self.request {
+                Request::Tcp => client.tcp(self.target),
+                Request::Udp => client.udp(self.target),
+                Request::UdpTo => client.udp_unconnected(self.target),
+            };
+            // Somebody listens there.
+            if outcome != Err(Failure::Other(ErrorKind::AddrInUse)) {
+                return outcome;
+            }
         }
     }
 }
