@@ -377,6 +377,17 @@ impl Client {
         Udp { socket, sent: 0 }.ask_at(server)
     }
 
+    /// Sends an echo request (a ping), without waiting for an answer. The namespace has to allow everybody to do so.
+    pub fn ping(address: IpAddr) -> Result<()> {
+        let (domain, protocol, kind) = match address {
+            IpAddr::V4(_) => (Domain::IPV4, socket2::Protocol::ICMPV4, 8),
+            IpAddr::V6(_) => (Domain::IPV6, socket2::Protocol::ICMPV6, 128),
+        };
+        let socket = Socket::new(domain, Type::DGRAM, Some(protocol)).context("opening a socket for pings")?;
+        socket.send_to(&[kind, 0, 0, 0, 0, 0, 0, 1], &SocketAddr::new(address, 0).into())?;
+        Ok(())
+    }
+
     fn socket(&self, kind: Type, server: SocketAddr) -> io::Result<Socket> {
         let socket = Socket::new(Domain::for_address(server), kind, None)?;
         socket.set_reuse_address(kind == Type::STREAM)?;

@@ -14,6 +14,7 @@ pub mod maps;
 pub mod netns;
 pub mod process;
 pub mod programs;
+pub mod sniff;
 pub mod stats;
 pub mod topology;
 pub mod traffic;
