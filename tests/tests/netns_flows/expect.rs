@@ -2,7 +2,7 @@
 //! nothing of services.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proxy_agent::plan::trace::{Outcome, Packet, trace};
 use proxy_common::frontend::Origin;
@@ -17,8 +17,8 @@ pub(crate) enum Expected {
     Answered(BTreeMap<String, BTreeSet<IpAddr>>),
     Refused,
     Dropped,
-    /// Nobody says: replies may miss the node that translated the request (S87a).
-    Undefined,
+    /// These answer, or nobody does: replies may miss the node that translated the request (S87a).
+    Perhaps(BTreeMap<String, BTreeSet<IpAddr>>),
 }
 
 impl Cluster {
@@ -68,20 +68,20 @@ impl Cluster {
                 Expected::Answered([(name, self.all_addresses(client))].into())
             }
             Outcome::Backends(backends) => {
-                let is_far = |ip: &IpAddr| !self.is_behind(node, *ip);
-                let returns_elsewhere = origin == Origin::Pod && own != Some(node);
-                if returns_elsewhere
-                    && backends
-                        .iter()
-                        .any(|(ip, masquerades)| !masquerades && is_far(&ip.ip()))
-                {
-                    return Expected::Undefined;
-                }
-                let seen = |(backend, masquerades): (&std::net::SocketAddr, &bool)| {
+                let is_far = |ip: IpAddr| !self.is_behind(node, ip);
+                let returns_elsewhere = origin == Origin::Pod
+                    && own != Some(node)
+                    && backends.iter().any(|(ip, masquerades)| !masquerades && is_far(ip.ip()));
+                let seen = |(backend, masquerades): (&SocketAddr, &bool)| {
                     let name = self.servers[&backend.ip()].clone();
                     (name, self.seen(flow, node, client, backend.ip(), *masquerades))
                 };
-                Expected::Answered(backends.iter().map(seen).collect())
+                let servers = backends.iter().map(seen).collect();
+                if returns_elsewhere {
+                    Expected::Perhaps(servers)
+                } else {
+                    Expected::Answered(servers)
+                }
             }
         }
     }
