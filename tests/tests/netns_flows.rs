@@ -7,6 +7,8 @@
 //! rules by hand ([`rules`]) beside it shows a mistake that tracer and kernel share.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
+#[path = "netns_flows/changes.rs"]
+mod changes;
 #[path = "netns_flows/cluster.rs"]
 mod cluster;
 #[path = "netns_flows/expect.rs"]
