@@ -15,6 +15,8 @@ mod cluster;
 mod expect;
 #[path = "netns_flows/flow.rs"]
 mod flow;
+#[path = "netns_flows/reuse.rs"]
+mod reuse;
 #[path = "netns_flows/rules.rs"]
 mod rules;
 #[path = "netns_flows/services.rs"]

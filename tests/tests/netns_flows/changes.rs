@@ -90,7 +90,7 @@ fn load_balancer_addresses_come_and_go() {
     is_served(SECOND);
     for target in sockets(FIRST, 80) {
         assert!(
-            outsider.run(|| echo::tcp(target)).is_err(),
+            outsider.run(|| echo::dial(target, SHORT)).is_err(),
             "{target} is nobody's any more"
         );
     }
@@ -98,7 +98,7 @@ fn load_balancer_addresses_come_and_go() {
     wait(cluster, SECOND, 80, None);
     for target in sockets(SECOND, 80) {
         assert!(
-            outsider.run(|| echo::tcp(target)).is_err(),
+            outsider.run(|| echo::dial(target, SHORT)).is_err(),
             "{target} is the load balancer's own"
         );
     }
