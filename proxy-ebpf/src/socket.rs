@@ -4,7 +4,9 @@
 //! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well.
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
-//!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.)
+//!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.) From the
+//!   node to an address of the node itself there is no choice: such packets use the loopback interface, which no packet program
+//!   sees, so the socket is translated when it connects and stays with its backend.
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
 //!
 //! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
@@ -226,11 +228,15 @@ fn resolve<A: Family>(frontend: &Frontend, origin: Origin) -> Result<&'static Ba
 #[inline(always)]
 pub(crate) fn connect<C: Context>(c: &C) -> i32 {
     let ctx = c.ctx();
-    if !is_protocol(ctx, Protocol::Tcp) {
-        return PROCEED;
-    }
     let (addr, port) = (c.addr(), c.port());
-    let Some(frontend) = service::frontend(addr, port, Protocol::Tcp.number()) else {
+    let protocol = if is_protocol(ctx, Protocol::Tcp) {
+        Protocol::Tcp
+    } else if is_protocol(ctx, Protocol::Udp) && is_node(ctx) && C::Addr::is_node(&addr) {
+        Protocol::Udp
+    } else {
+        return PROCEED;
+    };
+    let Some(frontend) = service::frontend(addr, port, protocol.number()) else {
         return PROCEED;
     };
     let origin = if is_node(ctx) { Origin::Host } else { Origin::Pod };

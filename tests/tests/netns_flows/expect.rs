@@ -8,7 +8,7 @@ use proxy_agent::plan::trace::{Outcome, Packet, trace};
 use proxy_common::frontend::Origin;
 
 use super::cluster::{BALANCER, Cluster};
-use super::flow::{Flow, Request, Source};
+use super::flow::{Flow, Source};
 
 /// What must happen to a row's connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,11 +126,6 @@ impl Flow {
     /// Does it go from a node to an address of this very node, untranslated by the socket programs? Such a packet uses the loopback
     /// interface, which has no programs: nobody serves it (see the known limits in `docs/operations.md`).
     fn is_over_loopback(&self, own: Option<usize>, owner: Option<usize>) -> bool {
-        let at_socket = match self.source {
-            Source::Host(_) => self.request != Request::Udp,
-            Source::OtherHost(_) => false,
-            Source::Pod(_) | Source::Outsider(_) => return false,
-        };
-        own == owner && !at_socket
+        own == owner && matches!(self.source, Source::OtherHost(_))
     }
 }

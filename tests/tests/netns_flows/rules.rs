@@ -62,6 +62,8 @@ const RULES: &[Rule] = &[
     ("S87", P22, "everywhere-local", Balancer, By(ALL, Kept)),
     ("S87", Host(1), "everywhere-local", Balancer, By(ALL, Node(1))),
     ("S87", OtherHost(0), "everywhere-local", ExternalIp, By(ALL, Node(0))),
+    ("S87", Host(0), "everywhere-local", NodePort(0), By(ALL, Node(0))),
+    ("S75", Host(1), "everywhere", NodePort(1), By(ALL, Node(1))),
     ("S87", Outsider(0), "everywhere-local", NodePort(0), By(&["pod1-1"], Kept)),
     ("S87", Outsider(0), "everywhere-local", NodePort(1), By(&["pod2-1"], Kept)),
     ("S87", Outsider(1), "everywhere-local", Balancer, By(&["pod2-1"], Kept)),
@@ -158,6 +160,7 @@ const RULES: &[Rule] = &[
     ("S95", P22, "proxied", Balancer, By(&["balancer"], Kept)),
     ("S95", Host(0), "proxied", Balancer, By(&["balancer"], Kept)),
     ("S99", Outsider(0), "own-ip", ExternalIp, By(ALL, Node(0))),
+    ("S99", Host(0), "own-ip", ExternalIp, By(ALL, Node(0))),
     ("S99", P22, "own-ip", ExternalIp, By(ALL, Node(1))),
 ];
 
