@@ -72,8 +72,27 @@ pub(crate) fn reopens<A: Family>(key: &RewriteKey<A>, entry: *mut Rewrite<A>) ->
 }
 
 /// Removes an entry and its partner. `partner` is scratch room.
+///
+/// If the connection was masqueraded, so is whatever comes with the same tuple until the masquerade goes too: the next connection of
+/// that client port, whose address is to stay (S87, S119), or one that dials the endpoint itself. Without it the entry for the way
+/// back counts as over.
 #[inline(always)]
 fn forget<A: Family>(key: &RewriteKey<A>, entry: &Rewrite<A>, partner: &mut RewriteKey<A>) {
+    if entry.flags & REWRITE_MASQUERADED != 0 {
+        *partner = if entry.kind == KIND_REQUEST {
+            RewriteKey::new(
+                entry.src,
+                entry.src_port,
+                entry.dst,
+                entry.dst_port,
+                key.protocol,
+                HOOK_EGRESS,
+            )
+        } else {
+            RewriteKey::new(key.dst, key.dst_port, key.src, key.src_port, key.protocol, HOOK_EGRESS)
+        };
+        A::remove_rewrite(partner);
+    }
     *partner = key.partner(entry);
     A::remove_rewrite(partner);
     A::remove_rewrite(key);

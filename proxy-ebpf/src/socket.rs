@@ -4,9 +4,9 @@
 //! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well.
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
-//!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.)
-//! * UDP with `connect` to an address of the node itself, such as a nodePort: as TCP. Its packets never leave the node, so no packet
-//!   program sees them, and a socket that stays with its backend is better than one that nobody answers.
+//!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.) From the
+//!   node to an address of the node itself there is no choice: such packets use the loopback interface, which no packet program
+//!   sees, so the socket is translated when it connects and stays with its backend.
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
 //! * Node ports at the loopback address (S90): of the node alone, and not if the socket is bound to an address, since nobody else
 //!   takes packets from 127.0.0.1.

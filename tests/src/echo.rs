@@ -265,9 +265,13 @@ impl Held {
 
     /// Uses a connection that is there already.
     pub fn over(stream: TcpStream) -> Result<Self, Failure> {
+        Self::from_stream(stream, PATIENCE)
+    }
+
+    fn from_stream(stream: TcpStream, patience: Duration) -> Result<Self, Failure> {
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
         Ok(Self {
             reader: BufReader::new(stream),
         })
@@ -372,6 +376,56 @@ impl Udp {
 /// One request from a connected UDP socket of its own.
 pub fn udp(server: SocketAddr) -> Outcome {
     Udp::connect(server)?.ask()
+}
+
+/// A client that chooses its own port, so that a test decides which connections share a tuple.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// Its port; it may have been used a moment ago.
+    pub port: u16,
+    /// How long it waits.
+    pub patience: Duration,
+}
+
+impl Client {
+    /// One TCP request.
+    pub fn tcp(&self, server: SocketAddr) -> Outcome {
+        let socket = self.socket(Type::STREAM, server)?;
+        socket.connect_timeout(&server.into(), self.patience)?;
+        Held::from_stream(socket.into(), self.patience)?.ask()
+    }
+
+    /// One request from a connected UDP socket.
+    pub fn udp(&self, server: SocketAddr) -> Outcome {
+        let socket: UdpSocket = self.socket(Type::DGRAM, server)?.into();
+        socket.connect(server)?;
+        Udp { socket, sent: 0 }.ask()
+    }
+
+    /// One request from a UDP socket that is not connected.
+    pub fn udp_unconnected(&self, server: SocketAddr) -> Outcome {
+        let socket: UdpSocket = self.socket(Type::DGRAM, server)?.into();
+        Udp { socket, sent: 0 }.ask_at(server)
+    }
+
+    /// Sends an echo request (a ping), without waiting for an answer. The namespace has to allow everybody to do so.
+    pub fn ping(address: IpAddr) -> Result<()> {
+        let (domain, protocol, kind) = match address {
+            IpAddr::V4(_) => (Domain::IPV4, socket2::Protocol::ICMPV4, 8),
+            IpAddr::V6(_) => (Domain::IPV6, socket2::Protocol::ICMPV6, 128),
+        };
+        let socket = Socket::new(domain, Type::DGRAM, Some(protocol)).context("opening a socket for pings")?;
+        socket.send_to(&[kind, 0, 0, 0, 0, 0, 0, 1], &SocketAddr::new(address, 0).into())?;
+        Ok(())
+    }
+
+    fn socket(&self, kind: Type, server: SocketAddr) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(server), kind, None)?;
+        socket.set_reuse_address(kind == Type::STREAM)?;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.bind(&SocketAddr::new(unspecified(server), self.port).into())?;
+        Ok(socket)
+    }
 }
 
 /// One request from an unconnected UDP socket of its own.

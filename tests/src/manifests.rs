@@ -78,6 +78,20 @@ pub fn endpoint(address: impl Display, node: &str) -> Value {
     })
 }
 
+/// A Node with a zone and these addresses.
+pub fn node(name: &str, zone: &str, addresses: &[IpAddr]) -> Value {
+    let addresses: Vec<_> = addresses
+        .iter()
+        .map(|ip| json!({"type": "InternalIP", "address": ip}))
+        .collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": zone}},
+        "status": {"addresses": addresses},
+    })
+}
+
 /// The slices of a service, one per family that occurs among the endpoints (address and node name).
 pub fn slices(service: &str, ports: &[Port], endpoints: &[(IpAddr, &str)]) -> Vec<Value> {
     [("IPv4", true), ("IPv6", false)]

@@ -9,13 +9,17 @@
 //!     └──────── underlay bridge ──────────────┘   192.168.56.1
 //! ```
 //! Both families everywhere, checksum offload as the kernel has it. The underlay namespace holds the default gateway address and
-//! forwards nothing: what nobody translates dies there.
+//! forwards nothing: what nobody translates dies there. With a router ([`router`]) that is the gateway instead, and what a node
+//! sends untranslated comes back to a node.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, bail};
 
 use crate::netns::Netns;
+
+pub mod router;
+use router::Router;
 
 /// Both families' pod networks, for `--cluster-cidr`.
 pub const CLUSTER_CIDR: &str = "10.244.0.0/16,fd00:10:244::/48";
@@ -50,6 +54,10 @@ pub struct Shape {
     pub pods_per_node: u8,
     /// How pods are connected.
     pub network: PodNetwork,
+    /// How pods of single nodes are connected, the first node's first; [`Shape::network`] for nodes beyond those.
+    pub networks: Vec<PodNetwork>,
+    /// A router between the nodes and hosts outside; see [`router`].
+    pub router: bool,
     /// A host outside the cluster, which routes the service networks to the first node.
     pub external: bool,
     /// `rp_filter` of every node interface: 0, 1 (strict) or 2 (loose).
@@ -62,6 +70,8 @@ impl Default for Shape {
             nodes: 2,
             pods_per_node: 2,
             network: PodNetwork::Bridge,
+            networks: Vec::new(),
+            router: false,
             external: false,
             rp_filter: 0,
         }
@@ -76,6 +86,8 @@ pub struct Topology {
     pub nodes: Vec<Node>,
     /// A host outside the cluster.
     pub external: Option<Host>,
+    /// The nodes' default gateway, if there is a router.
+    pub router: Option<Router>,
 }
 
 /// Anything with a namespace and an address per family.
@@ -143,6 +155,7 @@ impl Topology {
             underlay,
             nodes: Vec::new(),
             external: None,
+            router: None,
         };
         for number in 1..=shape.nodes {
             topology.add_node(number, shape)?;
@@ -156,6 +169,9 @@ impl Topology {
         if shape.external {
             topology.add_external()?;
         }
+        if shape.router {
+            topology.router = Some(Router::new(&topology)?);
+        }
         Ok(topology)
     }
 
@@ -163,7 +179,9 @@ impl Topology {
         let host = self.attach_to_underlay(&format!("node{number}"), 10 + number, shape.rp_filter)?;
         host.netns.sysctl("net/ipv4/ip_forward", "1")?;
         host.netns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-        if shape.network == PodNetwork::Bridge {
+        let own = shape.networks.get(usize::from(number) - 1);
+        let network = own.copied().unwrap_or(shape.network);
+        if network == PodNetwork::Bridge {
             // A fixed address, as the plugin gives it one: else it changes with the ports, and pods send to the old one.
             host.netns.ip(&format!(
                 "link add cni0 address 02:00:00:00:00:{number:02x} type bridge
@@ -176,7 +194,7 @@ impl Topology {
             host,
             pods: Vec::new(),
             number,
-            network: shape.network,
+            network,
             made: 0,
         });
         Ok(())
@@ -280,12 +298,24 @@ impl Topology {
             .flat_map(|n| n.pods.iter().map(|p| &p.host.netns).chain([&n.host.netns]));
         nodes
             .chain(self.external.iter().map(|h| &h.netns))
+            .chain(self.router.iter().flat_map(Router::namespaces))
             .chain([&self.underlay])
             .collect()
     }
 }
 
 impl Node {
+    /// The node's own addresses on the pods' bridge, if it has one.
+    pub fn bridge_address(&self, like: IpAddr) -> Option<IpAddr> {
+        let n = self.number;
+        let (v4, v6) = (
+            Ipv4Addr::new(10, 244, n, 1),
+            Ipv6Addr::new(0xfd00, 0x10, 0x244, n.into(), 0, 0, 0, 1),
+        );
+        let address = if like.is_ipv4() { v4.into() } else { v6.into() };
+        (self.network == PodNetwork::Bridge).then_some(address)
+    }
+
     fn pod_routes(&self) -> String {
         let (n, host) = (self.number, &self.host);
         format!(

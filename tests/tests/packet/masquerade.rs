@@ -14,6 +14,8 @@ use crate::{ACK, Cast, FORWARDED, LO, SYN, at, in_namespace, load_masquerading, 
 both_families! {
     /// S108, S110, S117, S121: masquerading and its reversal.
     masquerade => check_masquerade;
+    /// S119: a connection that is over masquerades nothing that comes later with its tuple.
+    masquerade_ends => check_masquerade_ends;
     /// S121: no free port is a counted refusal to serve, never a shared port.
     exhaustion => check_exhaustion;
     /// S75: the node's own packets at the egress hook.
@@ -52,6 +54,25 @@ fn check_masquerade<A: Address>(c: Cast<A>) {
         let before = programs.rewrites::<A>().len();
         programs.run(TC_INGRESS, &packet(SYN, at(c.client, 40_000), vip, b""), LO, FORWARDED);
         assert_eq!(programs.rewrites::<A>().len(), before + 2);
+    });
+}
+
+fn check_masquerade_ends<A: Address>(c: Cast<A>) {
+    in_namespace(|| {
+        let mut programs = load_masquerading(Constants::default().ports);
+        programs.add_service(1, c.vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
+        let (client, vip, backend) = (at(outsider::<A>(), 40_000), at(c.vip, 80), at(c.backend, 8080));
+        let out = programs.run(TC_INGRESS, &packet(SYN, client, vip, b""), LO, FORWARDED);
+        let out = programs.run(TC_EGRESS, &out.packet, LO, FORWARDED);
+        assert_eq!(ends(&out.packet).0.0, c.node.into());
+        programs.run(TC_INGRESS, &packet(L4::Tcp(Tcp::Rst), client, vip, b""), LO, FORWARDED);
+        // The same client port dials the endpoint itself.
+        let direct = packet(SYN, client, backend, b"");
+        for hook in [TC_INGRESS, TC_EGRESS] {
+            let out = programs.run(hook, &direct, LO, FORWARDED);
+            assert_eq!(out.verdict, PASS);
+            assert_same(&out.packet, &direct);
+        }
     });
 }
 
