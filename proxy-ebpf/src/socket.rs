@@ -5,8 +5,8 @@
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
 //!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.)
-//! * UDP with `connect` to an address of the node itself, such as a nodePort: as TCP. Its packets never leave the node, so no packet
-//!   program sees them, and a socket that stays with its backend is better than one that nobody answers.
+//! * UDP with `connect` to an address of the node itself, such as a nodePort: as TCP. Its packets never leave the node, so no
+//!   packet program sees them; a socket that stays with its backend is better than one that nobody answers.
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
 //!
 //! An IPv4 destination in an AF_INET6 socket (`::ffff:a.b.c.d`) is IPv4 throughout, its storage included: the kernel calls the
@@ -202,9 +202,9 @@ fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
     unsafe { core::ptr::addr_of!((*ctx.sock_addr).protocol).read_volatile() == u32::from(protocol.number()) }
 }
 
-/// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range and
-/// no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111). But who dials an address of the node
-/// itself on the node has that same address as source, unless bound to another one (S106).
+/// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range
+/// and no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111). But who dials an address
+/// of the node itself on the node has that same address as source, unless bound to another one (S106).
 #[inline(always)]
 fn is_exact<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> bool {
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !(origin == Origin::Host && A::is_node(addr)) {
