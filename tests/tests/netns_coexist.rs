@@ -3,14 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use proxy_common::addr::Protocol;
 use proxy_tests::echo::{self, CONNECTED, EchoServer, Failure, Held, REQUESTS};
-use proxy_tests::firewall;
 use proxy_tests::process::{self, wait_until};
 use proxy_tests::service::{self, EXTERNAL_IP, LB, NODE_PORT, external, to_sockets};
 use proxy_tests::topology::Host;
 use proxy_tests::world::{ARRIVAL, World, answered_by, names, vips};
+use proxy_tests::{firewall, maps};
 use serde_json::json;
 
 /// Of the hostPorts.
@@ -382,8 +382,16 @@ fn sockets_outside_the_cgroup_are_served_packet_by_packet() {
         service["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 60}});
     })
     .unwrap();
-    std::thread::sleep(Duration::from_millis(250));
-    for target in [vips(), to_sockets(LB), to_sockets(EXTERNAL_IP)].concat() {
+    let pinned = [vips(), to_sockets(LB), to_sockets(EXTERNAL_IP)].concat();
+    for (target, protocol) in pinned.iter().flat_map(|t| [(t, Protocol::Tcp), (t, Protocol::Udp)]) {
+        let bpf_dir = world.agents[0].bpf_dir();
+        let arrived = wait_until(ARRIVAL, || {
+            let seconds = maps::affinity_seconds(&bpf_dir, *target, protocol).ok()?;
+            (seconds == Some(60)).then_some(())
+        });
+        assert!(arrived.is_some(), "{target} {protocol} has affinity");
+    }
+    for target in pinned {
         for (kind, request) in REQUESTS {
             let what = format!("{kind} to {target}, with affinity");
             assert_eq!(
