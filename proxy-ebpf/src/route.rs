@@ -57,8 +57,8 @@ pub(crate) trait Route: Store {
                 0,
             )
         };
-        // Without a neighbour entry the stack (or bpf_redirect_neigh) resolves it. A packet that is too large for the interface tells
-        // nothing about the route: the stack fragments it, or complains to its sender (S152, S153).
+        // Without a neighbour entry the stack (or bpf_redirect_neigh) resolves it. A packet that is too large for the interface
+        // tells nothing about the route: the stack fragments it, or complains to its sender (S152, S153).
         if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS)
             || result == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH)
             || result == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED)

@@ -244,9 +244,9 @@ fn is_protocol(ctx: &SockAddrContext, protocol: Protocol) -> bool {
     unsafe { core::ptr::addr_of!((*ctx.sock_addr).protocol).read_volatile() == u32::from(protocol.number()) }
 }
 
-/// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range and
-/// no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111). But who dials an address of the node
-/// itself on the node has that same address as source, unless bound to another one (S106).
+/// Can the choice be made at the socket just as it is made for a packet? A socket has no source address yet, so no source range
+/// and no pod's affinity can be judged; and what is to be masqueraded has to be a packet (S109, S111). But who dials an address
+/// of the node itself on the node has that same address as source, unless bound to another one (S106).
 #[inline(always)]
 fn is_exact<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> bool {
     if frontend.flags & FRONTEND_SOURCE_RANGES != 0 && !(origin == Origin::Host && A::is_node(addr)) {

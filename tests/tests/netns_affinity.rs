@@ -1,5 +1,5 @@
-//! Session affinity in real time (S132–S140). The service has many ports, each of which pins a client on its own: one client says as
-//! much as many would, and what must happen by chance does.
+//! Session affinity in real time (S132–S140). The service has many ports, each of which pins a client on its own: one client says
+//! as much as many would, and what must happen by chance does.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::{IpAddr, SocketAddr};
@@ -148,8 +148,8 @@ fn every_address_of_a_node_follows_one_record() {
     }
 }
 
-/// S135: a record leads only to endpoints that are valid on the path: pinned to another node's endpoint through the cluster IP, a client
-/// gets one of this node through a local policy, and stays there.
+/// S135: a record leads only to endpoints that are valid on the path: pinned to another node's endpoint through the cluster IP, a
+/// client gets one of this node through a local policy, and stays there.
 #[test]
 fn a_pin_outside_of_the_local_set_is_replaced() {
     let world = service::empty_world(&[]).unwrap();

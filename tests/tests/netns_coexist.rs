@@ -1,16 +1,16 @@
-//! Others on the same node: hostPorts, listeners on our ports, network policies, firewalls, connection tracking, foreign tc filters, and
-//! processes that no socket program sees.
+//! Others on the same node: hostPorts, listeners on our ports, network policies, firewalls, connection tracking, foreign tc
+//! filters, and processes that no socket program sees.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use proxy_common::addr::Protocol;
 use proxy_tests::echo::{self, CONNECTED, EchoServer, Failure, Held, REQUESTS};
-use proxy_tests::firewall;
 use proxy_tests::process::{self, wait_until};
 use proxy_tests::service::{self, EXTERNAL_IP, LB, NODE_PORT, external, to_sockets};
 use proxy_tests::topology::Host;
 use proxy_tests::world::{ARRIVAL, World, answered_by, names, vips};
+use proxy_tests::{firewall, maps};
 use serde_json::json;
 
 /// Of the hostPorts.
@@ -26,7 +26,8 @@ fn reaches(client: &Host, target: SocketAddr, server: &str) {
     }
 }
 
-/// S197: hostPorts as the portmap plugin makes them, one number for two protocols and pods, beside services; each has what is its own.
+/// S197: hostPorts as the portmap plugin makes them, one number for two protocols and pods, beside services; each has what is its
+/// own.
 #[test]
 fn host_ports_and_services_keep_out_of_each_others_way() {
     let world = service::world(&[], &["pod2-1"], |_| {}).unwrap();
@@ -89,8 +90,8 @@ fn bound_ports(host: &Host) -> Vec<u16> {
     .collect()
 }
 
-/// S36, S93, S99: node ports and externalIPs need no socket and leave none; who listens on the same port, or on the same address that is
-/// an externalIP, has the other ports, and everything again when the service is gone.
+/// S36, S93, S99: node ports and externalIPs need no socket and leave none; who listens on the same port, or on the same address
+/// that is an externalIP, has the other ports, and everything again when the service is gone.
 #[test]
 fn listeners_on_the_node_have_what_no_service_has() {
     let world = service::empty_world(&[]).unwrap();
@@ -199,8 +200,8 @@ fn network_policies_see_pods_and_endpoints() {
     }
 }
 
-/// S150, S196: where connection tracking is active, it understands every packet of ours: translated at arrival, masqueraded on the way
-/// out, from pods, from outside and from the node, through large transfers and closed connections.
+/// S150, S196: where connection tracking is active, it understands every packet of ours: translated at arrival, masqueraded on
+/// the way out, from pods, from outside and from the node, through large transfers and closed connections.
 fn connection_tracking_follows(socket_lb: &'static str) {
     let world = service::world(&["--socket-lb", socket_lb], &["pod2-1"], |_| {}).unwrap();
     let nodes = [world.topology.node(0), world.topology.node(1)];
@@ -243,8 +244,8 @@ fn connection_tracking_finds_nothing_invalid_without_socket_programs() {
     connection_tracking_follows("off");
 }
 
-/// S200: forwarded packets of services pass the node's firewall as pod traffic. One that drops by default needs what pods need anyway:
-/// rules that accept the pod networks.
+/// S200: forwarded packets of services pass the node's firewall as pod traffic. One that drops by default needs what pods need
+/// anyway: rules that accept the pod networks.
 #[test]
 fn a_firewall_that_drops_needs_rules_for_the_pod_networks() {
     let world = service::world(&[], &["pod2-1"], |_| {}).unwrap();
@@ -360,8 +361,8 @@ fn foreign_filters_see_traffic_beside_classic_filters() {
     foreign_filters_see_traffic("classic", false);
 }
 
-/// S75: what the kernel itself dials, and processes outside of the agent's cgroup, reach every address that is not the node's own, are
-/// pinned by affinity and refused at once, with nothing but packet programs.
+/// S75: what the kernel itself dials, and processes outside of the agent's cgroup, reach every address that is not the node's
+/// own, are pinned by affinity and refused at once, with nothing but packet programs.
 #[test]
 fn sockets_outside_the_cgroup_are_served_packet_by_packet() {
     let world = service::world(&[], &["pod1-1", "pod2-1"], |_| {}).unwrap();
@@ -381,8 +382,16 @@ fn sockets_outside_the_cgroup_are_served_packet_by_packet() {
         service["spec"]["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 60}});
     })
     .unwrap();
-    std::thread::sleep(Duration::from_millis(250));
-    for target in [vips(), to_sockets(LB), to_sockets(EXTERNAL_IP)].concat() {
+    let pinned = [vips(), to_sockets(LB), to_sockets(EXTERNAL_IP)].concat();
+    for (target, protocol) in pinned.iter().flat_map(|t| [(t, Protocol::Tcp), (t, Protocol::Udp)]) {
+        let bpf_dir = world.agents[0].bpf_dir();
+        let arrived = wait_until(ARRIVAL, || {
+            let seconds = maps::affinity_seconds(&bpf_dir, *target, protocol).ok()?;
+            (seconds == Some(60)).then_some(())
+        });
+        assert!(arrived.is_some(), "{target} {protocol} has affinity");
+    }
+    for target in pinned {
         for (kind, request) in REQUESTS {
             let what = format!("{kind} to {target}, with affinity");
             assert_eq!(

@@ -1,5 +1,5 @@
-//! The lives of TCP connections through the proxy: silent ones, half-closed ones, new ones from the port of an old one, and segments that
-//! belong to none of them.
+//! The lives of TCP connections through the proxy: silent ones, half-closed ones, new ones from the port of an old one, and
+//! segments that belong to none of them.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::collections::BTreeSet;
@@ -43,8 +43,8 @@ fn let_time_pass(world: &mut World, vip: SocketAddr) {
     assert!(gone.is_some(), "the UDP flow is still there:\n{listed}");
 }
 
-/// S151, S154: a connection that is silent for long, and a half-closed one whose other half goes on, outlive the agent and its clean-ups;
-/// whether they are masqueraded or not.
+/// S151, S154: a connection that is silent for long, and a half-closed one whose other half goes on, outlive the agent and its
+/// clean-ups; whether they are masqueraded or not.
 #[test]
 fn silent_and_half_closed_connections_live_on() {
     const BULK: usize = 16_000_000;
@@ -81,7 +81,8 @@ fn silent_and_half_closed_connections_live_on() {
     }
 }
 
-/// S154, S61: as soon as a connection is closed, in order or by a reset, its port opens a new one, for which a backend is chosen anew.
+/// S154, S61: as soon as a connection is closed, in order or by a reset, its port opens a new one, for which a backend is chosen
+/// anew.
 #[test]
 fn the_port_of_a_closed_connection_opens_a_new_one() {
     let world = service::world(&[], &["pod1-1", "pod2-1"], |_| {}).unwrap();
@@ -147,8 +148,8 @@ fn count(host: &Host, name: &str) -> u64 {
     rows[1][column].parse().unwrap()
 }
 
-/// S150: segments outside of the window, data and resets, in both directions, are translated like all others and disturb nobody: neither
-/// the ends, nor what this node remembers of the connection.
+/// S150: segments outside of the window, data and resets, in both directions, are translated like all others and disturb nobody:
+/// neither the ends, nor what this node remembers of the connection.
 #[test]
 fn stray_segments_end_no_connection() {
     let mut world = service::world(&[], &["pod2-1"], |_| {}).unwrap();

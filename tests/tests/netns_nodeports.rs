@@ -1,5 +1,5 @@
-//! Node ports and load-balancer addresses while what they depend on changes: addresses of the node, owners of a port, the status of the
-//! service, and endpoints under running UDP flows.
+//! Node ports and load-balancer addresses while what they depend on changes: addresses of the node, owners of a port, the status
+//! of the service, and endpoints under running UDP flows.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
@@ -84,8 +84,8 @@ fn primary_addresses_are_those_of_the_node_object() {
     }
 }
 
-/// S85, S171: addresses that appear while the agent runs serve node ports, and do not when they are gone: a second one of an interface, and
-/// those of a new interface.
+/// S85, S171: addresses that appear while the agent runs serve node ports, and do not when they are gone: a second one of an
+/// interface, and those of a new interface.
 #[test]
 fn new_addresses_of_the_node_serve_node_ports() {
     let world = service::world(&[], &["pod2-1"], |_| {}).unwrap();
@@ -177,8 +177,8 @@ fn a_node_port_is_shared_by_protocols_and_moves_between_services() {
     }
 }
 
-/// S89: with the policy Local, another node's nodePort is that node's affair: where it has no endpoint, nobody on this node gets an answer,
-/// whether sockets are translated here or not.
+/// S89: with the policy Local, another node's nodePort is that node's affair: where it has no endpoint, nobody on this node gets
+/// an answer, whether sockets are translated here or not.
 #[test]
 fn another_nodes_node_port_is_not_answered_here() {
     for socket_lb in ["host", "all", "off"] {
@@ -251,8 +251,8 @@ fn changes_of_the_status_apply() {
     }
 }
 
-/// S106: a node in the source ranges that has the load balancer's address itself, from which it then sends, may ask; not so where the
-/// node is not in the ranges.
+/// S106: a node in the source ranges that has the load balancer's address itself, from which it then sends, may ask; not so where
+/// the node is not in the ranges.
 #[test]
 fn a_node_with_the_address_of_the_load_balancer_reaches_it() {
     let world = service::empty_world(&[]).unwrap();
@@ -287,8 +287,8 @@ fn a_node_with_the_address_of_the_load_balancer_reaches_it() {
     }
 }
 
-/// S142: UDP sockets that keep their port move when their endpoint goes, whichever address they use: from outside, from a pod, and from
-/// the node.
+/// S142: UDP sockets that keep their port move when their endpoint goes, whichever address they use: from outside, from a pod,
+/// and from the node.
 #[test]
 fn udp_moves_through_every_kind_of_address() {
     let world = service::world(&[], &["pod2-1"], |_| {}).unwrap();

@@ -137,8 +137,8 @@ fn path_mtu_is_discovered(narrow_node: u8) {
     }
 }
 
-/// S152: the node that translates is the one that cannot forward: it complains about packets that it translated, or will translate on
-/// their way out.
+/// S152: the node that translates is the one that cannot forward: it complains about packets that it translated, or will
+/// translate on their way out.
 #[test]
 fn path_mtu_is_discovered_where_packets_are_translated() {
     path_mtu_is_discovered(1);
@@ -166,8 +166,8 @@ fn large(target: SocketAddr, length: usize) -> Result<String, Failure> {
     Ok(line.split(' ').next().unwrap_or_default().to_owned())
 }
 
-/// S153: requests and answers that are fragmented, through every kind of address, from everybody; also as the first packet of a flow,
-/// when only the first fragment says whose it is.
+/// S153: requests and answers that are fragmented, through every kind of address, from everybody; also as the first packet of a
+/// flow, when only the first fragment says whose it is.
 #[test]
 fn large_datagrams_pass_both_ways() {
     let world = service::world(&[], &["pod2-1"], |_| {}).unwrap();
