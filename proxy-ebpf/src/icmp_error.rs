@@ -116,6 +116,14 @@ pub(crate) fn translate<A: Quoted, const L2: usize, const HOOK: u8>(ctx: &TcCont
     translate_known::<A, L2, HOOK>(ctx).unwrap_or(PASS)
 }
 
+/// Is the packet an error?
+#[inline(always)]
+pub(crate) fn is_error<A: Quoted, const L2: usize>(ctx: &TcContext) -> bool {
+    A::header(ctx, L2).is_some_and(|outer| {
+        outer.protocol == A::ICMP && ctx.load::<u8>(outer.next).is_ok_and(|kind| A::is_error(kind))
+    })
+}
+
 #[inline(always)]
 fn translate_known<A: Quoted, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> Option<i32> {
     let mut outer = A::header(ctx, L2)?;

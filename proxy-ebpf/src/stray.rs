@@ -13,20 +13,21 @@ use crate::maps;
 use crate::packet::{Headers, field, linear};
 use crate::tc::{DROP, PASS};
 
-/// The verdict for a packet that no entry translates, whose headers were not understood.
+/// The verdict for a packet that no entry translates, whose headers were not understood; `is_answer` as for [`verdict`].
 #[inline(always)]
-pub(crate) fn unread<A: Headers, const L2: usize>(ctx: &TcContext) -> i32 {
+pub(crate) fn unread<A: Headers, const L2: usize>(ctx: &TcContext, is_answer: bool) -> i32 {
     let Some(ip) = linear::<u8>(ctx, L2, A::HEADER) else {
         return PASS;
     };
     // SAFETY: the header is there, the destination is its last address.
     let dst: A = unsafe { field(ip, A::DESTINATION) };
-    verdict(ctx, &dst)
+    verdict(ctx, &dst, is_answer)
 }
 
-/// The verdict for a packet to `dst` that no entry translates.
+/// The verdict for a packet to `dst` that no entry translates. Nobody answers an answer (a TCP RST, an ICMP error), so it may go back
+/// to where the packet came from that it is about: the address may be a node's own, and we have just refused that node something.
 #[inline(always)]
-pub(crate) fn verdict<A: Headers>(ctx: &TcContext, dst: &A) -> i32 {
+pub(crate) fn verdict<A: Headers>(ctx: &TcContext, dst: &A, is_answer: bool) -> i32 {
     if A::settings().is_some_and(|settings| settings.is_service(dst)) {
         maps::count(Reason::Unallocated);
         return DROP;
@@ -34,7 +35,7 @@ pub(crate) fn verdict<A: Headers>(ctx: &TcContext, dst: &A) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: context fields, read at their declared width.
     let returns = unsafe { (*skb).ingress_ifindex == (*skb).ifindex };
-    if returns && A::frontend(&FrontendKey::new(*dst, Port([0; 2]), 0)).is_some() {
+    if returns && !is_answer && A::frontend(&FrontendKey::new(*dst, Port([0; 2]), 0)).is_some() {
         maps::count(Reason::Loop);
         return DROP;
     }

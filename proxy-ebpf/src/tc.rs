@@ -15,7 +15,7 @@ use crate::connection::{self, Opened};
 use crate::icmp_error::{self, Quoted};
 use crate::log::Log;
 use crate::maps;
-use crate::packet::{self, Headers, Packet};
+use crate::packet::{self, Headers, Packet, TCP_RST};
 use crate::refuse::{self, Refuse};
 use crate::rewrite;
 use crate::route::{self, Route, Routed};
@@ -50,10 +50,13 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
             // SAFETY: the answer says that the packet was written.
             Unusual::Packet => unsafe { packet.assume_init_ref() },
             Unusual::Icmp => match icmp_error::translate::<A, L2, HOOK>(ctx) {
-                PASS if HOOK == HOOK_EGRESS => return stray::unread::<A, L2>(ctx),
+                PASS if HOOK == HOOK_EGRESS => {
+                    let is_answer = icmp_error::is_error::<A, L2>(ctx);
+                    return stray::unread::<A, L2>(ctx, is_answer);
+                }
                 verdict => return verdict,
             },
-            Unusual::NotOurs if HOOK == HOOK_EGRESS => return stray::unread::<A, L2>(ctx),
+            Unusual::NotOurs if HOOK == HOOK_EGRESS => return stray::unread::<A, L2>(ctx, false),
             Unusual::NotOurs => return PASS,
         },
     };
@@ -67,10 +70,12 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
         // SAFETY: a context field, read at its declared width. It is 0 for packets of this node itself: forwarded ones were looked
         // up when they came in.
         if HOOK == HOOK_EGRESS && unsafe { (*skb).ingress_ifindex } != 0 {
-            return stray::verdict(ctx, &packet.key.dst);
+            return stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0);
         }
         match connection::open(skb, &packet.key) {
-            Opened::NotOurs if HOOK == HOOK_EGRESS => return stray::verdict(ctx, &packet.key.dst),
+            Opened::NotOurs if HOOK == HOOK_EGRESS => {
+                return stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0);
+            }
             Opened::NotOurs => return PASS,
             Opened::Refused => {
                 A::unserved(ctx, &packet.key, "refused");
@@ -89,7 +94,7 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
     }
     let Some(entry) = entry else {
         return if HOOK == HOOK_EGRESS {
-            stray::verdict(ctx, &packet.key.dst)
+            stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0)
         } else {
             PASS
         };

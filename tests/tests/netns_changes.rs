@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use proxy_common::addr::Protocol;
 use proxy_tests::echo::{self, Failure, Held, Udp};
 use proxy_tests::process::wait_until;
 use proxy_tests::topology::{CLUSTER_CIDR, PodNetwork, Shape};
@@ -145,6 +146,35 @@ fn udp_that_was_refused_works_once_there_is_an_endpoint() {
     }
 }
 
+/// S146, S149: without endpoints a UDP flow is refused, whoever took them away; whatever comes back has the same flow.
+#[test]
+fn udp_follows_a_service_that_is_made_again() {
+    let world = world();
+    for vip in vips() {
+        world.publish(&["pod1-2"]).unwrap();
+        let mut socket = world.topology.pod(0, 0).run(|| Udp::connect(vip)).unwrap();
+        assert_eq!(socket.ask().unwrap().server, "pod1-2");
+        world.publish(&[]).unwrap();
+        let refused = wait_until(PATIENCE, || (socket.ask() == Err(Failure::Refused)).then_some(()));
+        assert!(refused.is_some(), "{vip}: refused (S146)");
+        world.publish(&["pod1-2"]).unwrap();
+        assert_eq!(socket.ask().unwrap().server, "pod1-2", "{vip}");
+
+        world.manifests.remove("web").unwrap();
+        for vip in vips() {
+            world.wait_for(vip, Protocol::Udp, None).unwrap();
+        }
+        world.publish(&["pod2-1"]).unwrap();
+        let moved = wait_until(PATIENCE, || {
+            socket.ask().ok().filter(|answer| answer.server == "pod2-1")
+        });
+        assert!(
+            moved.is_some(),
+            "{vip}: the same 5-tuple reaches the new endpoint (S149)"
+        );
+    }
+}
+
 /// S165: a change of endpoints costs no request, and afterwards nobody is sent to those that left.
 #[test]
 fn endpoints_change_under_load_without_a_failure() {
@@ -211,7 +241,7 @@ fn changes_made_while_the_agent_was_away_are_applied() {
     world.manifests.remove("web").unwrap();
     world.agents[0].launch().unwrap();
     for vip in vips() {
-        world.wait_for(vip, proxy_common::addr::Protocol::Tcp, None).unwrap();
+        world.wait_for(vip, Protocol::Tcp, None).unwrap();
     }
     world.publish(&["pod2-1"]).unwrap();
     assert_eq!(

@@ -262,3 +262,38 @@ fn reverse_path_filters_have_nothing_to_drop() {
         }
     }
 }
+
+/// S186: where the node has no IPv6, IPv4 is served as ever.
+#[test]
+fn a_node_without_ipv6_serves_ipv4() {
+    let mut world = World::new(&Setup {
+        options: vec!["--cluster-cidr", CLUSTER_CIDR],
+        without_agents: true,
+        ..Default::default()
+    })
+    .unwrap();
+    for netns in world.topology.namespaces() {
+        netns.sysctl("net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+    }
+    world.start_agents().unwrap();
+    world.publish(&["pod1-2", "pod2-1"]).unwrap();
+    let [v4, v6] = vips();
+    for (what, request) in REQUESTS {
+        for (who, answers) in [
+            (
+                "a pod",
+                world
+                    .topology
+                    .pod(0, 0)
+                    .run(|| answered_by(ENOUGH, what, || request(v4))),
+            ),
+            (
+                "the node",
+                world.agents[0].run(|| answered_by(ENOUGH, what, || request(v4))),
+            ),
+        ] {
+            assert_eq!(answers, names(&["pod1-2", "pod2-1"]), "{what} from {who}");
+        }
+    }
+    assert!(world.topology.pod(0, 0).run(|| echo::tcp(v6)).is_err());
+}

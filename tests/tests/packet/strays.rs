@@ -14,6 +14,7 @@ use proxy_common::settings::{Prefix, Settings};
 use proxy_tests::programs::{Constants, DROP, PASS, Programs, REDIRECT};
 use proxy_tests::wire::{DST_MAC, End, L4, SRC_MAC, Tcp, assert_same, headers, packet};
 
+use crate::errors::port_unreachable;
 use crate::{ACK, Cast, FORWARDED, LO, SYN, at, in_namespace, load, outsider, v4, v6};
 
 both_families! {
@@ -166,6 +167,17 @@ fn check_returning<A: Address>(c: Cast<A>) {
         );
     }
     assert_eq!(programs.count(Reason::Loop), 3);
+    // Nobody answers an answer: the address may be a node that was refused something here.
+    for bytes in [
+        packet(L4::Tcp(Tcp::Rst), client, at(c.vip, 81), b""),
+        port_unreachable(
+            client.0,
+            c.vip.into(),
+            &packet(L4::Udp, at(c.vip, 81), client, b"")[14..],
+        ),
+    ] {
+        assert_eq!(programs.run(TC_EGRESS, &bytes, LO, LO).verdict, PASS);
+    }
     let foreign = packet(SYN, client, at(c.other_vip, 81), b"");
     assert_eq!(programs.run(TC_EGRESS, &foreign, LO, LO).verdict, PASS);
 }
