@@ -9,6 +9,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray};
 use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
+use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::config;
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
@@ -212,6 +213,19 @@ impl Programs {
         self.hash::<FrontendKey<A>, Frontend>(names::for_family::<A>(names::FRONTENDS))
             .insert(Plain(key), Plain(frontend), 0)
             .expect("frontend");
+    }
+
+    /// A frontend as it was written.
+    pub fn frontend<A: Address>(&mut self, key: &FrontendKey<A>) -> Frontend {
+        let map = self.hash::<FrontendKey<A>, Frontend>(names::for_family::<A>(names::FRONTENDS));
+        map.get(&Plain(*key), 0).expect("frontend").0
+    }
+
+    /// How many clients with session affinity are remembered.
+    pub fn affinity_records<A: Address>(&mut self) -> usize {
+        self.hash::<AffinityKey<A>, Affinity<A>>(names::for_family::<A>(names::AFFINITY))
+            .keys()
+            .count()
     }
 
     /// Changes what the programs know of the node and the cluster.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proxy_common::addr::{Address, Port, Protocol};
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_LOCAL, Frontend, FrontendKey};
-use proxy_common::names::{TC_EGRESS, TC_INGRESS};
+use proxy_common::names::{self, TC_EGRESS, TC_INGRESS};
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, KIND_REPLY, KIND_REQUEST};
 use proxy_tests::programs::{Constants, DROP, PASS, Programs};
@@ -29,6 +29,8 @@ both_families! {
     reuse => check_reuse;
     /// S60: every endpoint with the same probability.
     uniform => check_uniform;
+    /// S140: more clients than there is room for are served all the same, and the oldest records go.
+    affinity_is_bounded => check_affinity_is_bounded;
 }
 
 fn check_there_and_back<A: Address>(c: Cast<A>) {
@@ -220,5 +222,32 @@ fn check_uniform<A: Address>(c: Cast<A>) {
     assert!(
         counts.len() == 4 && chi_square < 16.27,
         "{counts:?}, chi-square {chi_square}"
+    );
+}
+
+fn check_affinity_is_bounded<A: Address>(c: Cast<A>) {
+    let mut programs = load();
+    programs.add_service(1, c.vip, 80, Protocol::Udp, &[(c.backend, 8080)]);
+    let key = FrontendKey::new(c.vip, Port::new(80), Protocol::Udp.number());
+    let mut frontend = programs.frontend(&key);
+    frontend.affinity_seconds = 60;
+    programs.set_frontend(key, frontend);
+    let room = names::AFFINITY_CAPACITY;
+    for number in 0..(room + room / 8) as u32 {
+        let mut client = [0; 16];
+        client[..A::LEN].copy_from_slice(c.client.octets());
+        client[A::LEN - 3..A::LEN].copy_from_slice(&number.to_be_bytes()[1..]);
+        let client: A = bytemuck::pod_read_unaligned(&client[..A::LEN]);
+        let request = packet(L4::Udp, at(client, 40_000), at(c.vip, 80), b"");
+        let out = programs.run(TC_INGRESS, &request, LO, FORWARDED);
+        assert_same(
+            &out.packet,
+            &packet(L4::Udp, at(client, 40_000), at(c.backend, 8080), b""),
+        );
+    }
+    let records = programs.affinity_records::<A>();
+    assert!(
+        records <= room && records > room / 2,
+        "{records} records, room for {room}"
     );
 }
