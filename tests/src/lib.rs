@@ -18,6 +18,7 @@ pub mod netns;
 pub mod process;
 pub mod programs;
 pub mod service;
+pub mod shared;
 pub mod sniff;
 pub mod sockets;
 pub mod stats;

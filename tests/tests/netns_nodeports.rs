@@ -2,7 +2,7 @@
 //! of the service, and endpoints under running UDP flows.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use proxy_tests::echo::{self, Failure, Outcome, Udp};
 use proxy_tests::manifests::{self, port};
@@ -31,19 +31,6 @@ fn wait_for(client: &Host, target: SocketAddr, request: fn(SocketAddr) -> Outcom
     );
 }
 
-fn node(name: &str, ips: &[String]) -> Value {
-    let addresses: Vec<Value> = ips
-        .iter()
-        .map(|ip| json!({"type": "InternalIP", "address": ip}))
-        .collect();
-    json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": name},
-        "status": {"addresses": addresses},
-    })
-}
-
 fn more(port: u16) -> [SocketAddr; 2] {
     MORE.map(|ip| SocketAddr::new(ip.parse().unwrap(), port))
 }
@@ -62,20 +49,20 @@ fn primary_addresses_are_those_of_the_node_object() {
     let world = service::empty_world(&["--nodeport-addresses", "primary"]).unwrap();
     change_addresses(&world, "add", "eth0");
     let host = world.topology.node(0);
-    let write = |ips: &[String]| world.write("node", &[node(&host.name, ips)]).unwrap();
-    write(&[host.v4.to_string(), host.v6.to_string()]);
+    let write = |ips: &[IpAddr]| world.write("node", &[manifests::node(&host.name, "", ips)]).unwrap();
+    write(&[host.v4.into(), host.v6.into()]);
     service::publish(&world, &["pod2-1"], |_| {}).unwrap();
     let client = external(&world);
     for (own, other) in host.sockets(NODE_PORT).into_iter().zip(more(NODE_PORT)) {
         wait_for(client, own, echo::tcp, Ok("pod2-1"));
         wait_for(client, other, echo::tcp, Err(Failure::Refused));
     }
-    write(&MORE.map(str::to_owned));
+    write(&MORE.map(|ip| ip.parse().unwrap()));
     for (own, other) in host.sockets(NODE_PORT).into_iter().zip(more(NODE_PORT)) {
         wait_for(client, other, echo::tcp, Ok("pod2-1"));
         wait_for(client, own, echo::tcp, Err(Failure::Refused));
     }
-    write(&[host.v4.to_string()]);
+    write(&[host.v4.into()]);
     let ([own4, own6], [other4, other6]) = (host.sockets(NODE_PORT), more(NODE_PORT));
     wait_for(client, own4, echo::tcp, Ok("pod2-1"));
     wait_for(client, other4, echo::tcp, Err(Failure::Refused));
@@ -264,7 +251,10 @@ fn a_node_with_the_address_of_the_load_balancer_reaches_it() {
         .unwrap();
     };
     world
-        .write("node", &[node(&host.name, &[host.v4.to_string(), host.v6.to_string()])])
+        .write(
+            "node",
+            &[manifests::node(&host.name, "", &[host.v4.into(), host.v6.into()])],
+        )
         .unwrap();
     ranges(vec![format!("{}/32", host.v4), format!("{}/128", host.v6)]);
     let lines = format!(

@@ -3,9 +3,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::{Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use proxy_common::addr::Protocol;
@@ -13,6 +11,7 @@ use proxy_tests::agent::{Agent, Source};
 use proxy_tests::apiserver::ApiServer;
 use proxy_tests::echo::{self, EchoServer, Failure};
 use proxy_tests::manifests::{self, Port, port};
+use proxy_tests::shared::{Fixture, Shared, Turn};
 use proxy_tests::topology::{CLUSTER_CIDR, GATEWAY, Host, Shape, Topology};
 use proxy_tests::traffic::{self, Running};
 use proxy_tests::{maps, process};
@@ -40,57 +39,11 @@ pub(crate) struct Cluster {
     topology: Topology,
 }
 
-static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
+static SHARED: Shared<Cluster> = Shared::new();
 
-/// A test's turn with the cluster. If the test fails, what the agent said is printed.
-pub(crate) struct Turn(MutexGuard<'static, Option<Cluster>>);
-
-/// Waits for the test's turn. The first one builds the cluster; it goes when the process exits.
-pub(crate) fn turn() -> Turn {
-    let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if shared.is_none() {
-        *shared = Some(Cluster::new());
-        // SAFETY: the function stays where it is and does not unwind.
-        unsafe { libc::atexit(take_down) };
-    }
-    Turn(shared)
-}
-
-/// A static is never dropped, and what is in this one must not outlive the process. On a thread of its own, since those of the main
-/// thread's variables that the standard library needs are gone by now.
-extern "C" fn take_down() {
-    let taken = std::thread::spawn(|| {
-        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        drop(shared.take());
-    });
-    let _ = taken.join();
-}
-
-impl Deref for Turn {
-    type Target = Cluster;
-    fn deref(&self) -> &Cluster {
-        self.0.as_ref().expect("built before the first turn")
-    }
-}
-
-impl DerefMut for Turn {
-    fn deref_mut(&mut self) -> &mut Cluster {
-        self.0.as_mut().expect("built before the first turn")
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            return;
-        }
-        let _ = writeln!(std::io::stderr(), "--- log of the agent\n{}---", self.agent.log());
-        // The next test expects both.
-        self.api.stop();
-        let _ = self.api.launch();
-        self.agent.kill();
-        let _ = self.agent.launch();
-    }
+/// Waits for the test's turn with the cluster.
+pub(crate) fn turn() -> Turn<Cluster> {
+    SHARED.turn()
 }
 
 /// A file of the repository.
@@ -98,8 +51,17 @@ pub(crate) fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
 }
 
-impl Cluster {
-    fn new() -> Self {
+impl Fixture for Cluster {
+    fn after_failure(&mut self) {
+        let _ = writeln!(std::io::stderr(), "--- log of the agent\n{}---", self.agent.log());
+        // The next test expects both.
+        self.api.stop();
+        let _ = self.api.launch();
+        self.agent.kill();
+        let _ = self.agent.launch();
+    }
+
+    fn build() -> Self {
         let shape = Shape {
             nodes: 1,
             pods_per_node: 4,
@@ -135,7 +97,9 @@ impl Cluster {
             topology,
         }
     }
+}
 
+impl Cluster {
     /// The node.
     pub(crate) fn node(&self) -> &Host {
         self.topology.node(0)

@@ -10,7 +10,9 @@ use proxy_tests::manifests;
 use proxy_tests::world::{ECHO, ENDPOINT_PORTS, SERVICE_PORTS, answered_by, names};
 use serde_json::{Value, json};
 
-use super::cluster::{self, Cluster, Turn};
+use proxy_tests::shared::Turn;
+
+use super::cluster::{self, Cluster};
 
 /// Addresses that no service of the table has.
 const CLUSTER_IPS: [[&str; 2]; 2] = [["10.96.2.1", "fd00:96::201"], ["10.96.2.2", "fd00:96::202"]];
@@ -22,7 +24,7 @@ const FILE: &str = "changes";
 const SHORT: Duration = Duration::from_millis(300);
 
 /// The file that a test wrote; removed when its turn is over, whatever came of it.
-struct Changes(Turn);
+struct Changes(Turn<Cluster>);
 
 impl Drop for Changes {
     fn drop(&mut self) {

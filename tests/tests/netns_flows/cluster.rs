@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard};
 
 use proxy_agent::model::{Change, ClusterState};
 use proxy_agent::plan::trace::View;
@@ -14,6 +13,7 @@ use proxy_agent::source::convert::Converter;
 use proxy_agent::source::{self, Event};
 use proxy_tests::echo::EchoServer;
 use proxy_tests::manifests;
+use proxy_tests::shared::{Fixture, Shared, Turn};
 use proxy_tests::topology::router::Router;
 use proxy_tests::topology::{CLUSTER_CIDR, Host, PodNetwork, Shape, Topology};
 use proxy_tests::world::{ECHO, Setup, World};
@@ -43,52 +43,22 @@ pub(crate) struct Cluster {
     _others: Vec<EchoServer>,
 }
 
-static SHARED: Mutex<Option<Cluster>> = Mutex::new(None);
+static SHARED: Shared<Cluster> = Shared::new();
 
-/// A test's turn with the cluster. If the test fails, what the agents said is printed.
-pub(crate) struct Turn(MutexGuard<'static, Option<Cluster>>);
-
-/// Waits for the test's turn. The first one builds the cluster; it goes when the process exits.
-pub(crate) fn turn() -> Turn {
-    let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if shared.is_none() {
-        *shared = Some(Cluster::new());
-        // SAFETY: the function stays where it is and does not unwind.
-        unsafe { libc::atexit(take_down) };
-    }
-    Turn(shared)
+/// Waits for the test's turn with the cluster.
+pub(crate) fn turn() -> Turn<Cluster> {
+    SHARED.turn()
 }
 
-/// A static is never dropped, and what is in this one must not outlive the process. On a thread of its own, since those of the main
-/// thread's variables that the standard library needs are gone by now.
-extern "C" fn take_down() {
-    let taken = std::thread::spawn(|| {
-        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        drop(shared.take());
-    });
-    let _ = taken.join();
-}
-
-impl std::ops::Deref for Turn {
-    type Target = Cluster;
-    fn deref(&self) -> &Cluster {
-        self.0.as_ref().expect("built before the first turn")
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for agent in &self.world.agents {
-                let log = agent.log();
-                let _ = writeln!(std::io::stderr(), "--- log of the agent of {}\n{log}---", agent.node());
-            }
+impl Fixture for Cluster {
+    fn after_failure(&mut self) {
+        for agent in &self.world.agents {
+            let log = agent.log();
+            let _ = writeln!(std::io::stderr(), "--- log of the agent of {}\n{log}---", agent.node());
         }
     }
-}
 
-impl Cluster {
-    fn new() -> Self {
+    fn build() -> Self {
         let mut world = World::new(&Setup {
             shape: Shape {
                 nodes: 3,
@@ -153,7 +123,9 @@ impl Cluster {
             _others: others,
         }
     }
+}
 
+impl Cluster {
     /// The router.
     pub(crate) fn router(&self) -> &Router {
         self.world.topology.router.as_ref().unwrap()
