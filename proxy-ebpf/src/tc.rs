@@ -69,14 +69,15 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
     if is_new {
         // SAFETY: a context field, read at its declared width. It is 0 for packets of this node itself: forwarded ones were looked
         // up when they came in.
-        if HOOK == HOOK_EGRESS && unsafe { (*skb).ingress_ifindex } != 0 {
-            return stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0);
-        }
-        match connection::open(skb, &packet.key) {
-            Opened::NotOurs if HOOK == HOOK_EGRESS => {
-                return stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0);
-            }
-            Opened::NotOurs => return PASS,
+        let was_seen = HOOK == HOOK_EGRESS && unsafe { (*skb).ingress_ifindex } != 0;
+        let opened = if was_seen {
+            Opened::NotOurs
+        } else {
+            connection::open(skb, &packet.key)
+        };
+        entry = match opened {
+            Opened::NotOurs => None,
+            Opened::Yes => A::rewrite(&packet.key),
             Opened::Refused => {
                 A::unserved(ctx, &packet.key, "refused");
                 return refuse::refuse::<A, L2, HOOK>(ctx, packet);
@@ -85,8 +86,7 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
                 A::unserved(ctx, &packet.key, "dropped");
                 return DROP;
             }
-            Opened::Yes => entry = A::rewrite(&packet.key),
-        }
+        };
         if let Some(entry) = entry {
             // SAFETY: the slot stays allocated while the program runs, and its tuple does not change.
             A::opened(ctx, &packet.key, unsafe { &*entry });
