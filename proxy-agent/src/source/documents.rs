@@ -2,11 +2,12 @@
 //! [`super::manifests`] for every file that changed.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::convert::Converter;
+use super::convert::{Converter, trigger_time};
 use super::{Kind, Warning, objects};
 use crate::model::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
 
@@ -21,7 +22,8 @@ pub(super) type Key = (Kind, ObjectName);
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Object {
     Service(Option<Service>),
-    Slice(Option<EndpointSlice>),
+    /// With the time of the change that led to it (S188).
+    Slice(Option<EndpointSlice>, Option<SystemTime>),
     Node(Node),
     ServiceCidr(ServiceCidr),
 }
@@ -41,7 +43,7 @@ impl Object {
         match (key.0, object) {
             (Kind::Service, Some(Self::Service(service))) => Change::Service(key.1.clone(), service.clone()),
             (Kind::Service, _) => Change::Service(key.1.clone(), None),
-            (Kind::EndpointSlice, Some(Self::Slice(slice))) => Change::Slice(key.1.clone(), slice.clone(), None),
+            (Kind::EndpointSlice, Some(Self::Slice(slice, time))) => Change::Slice(key.1.clone(), slice.clone(), *time),
             (Kind::EndpointSlice, _) => Change::Slice(key.1.clone(), None, None),
             (Kind::ServiceCidr, Some(Self::ServiceCidr(cidr))) => {
                 Change::ServiceCidr(key.1.name.clone(), Some(cidr.clone()))
@@ -194,10 +196,8 @@ fn read_slice(place: &str, value: Value, converter: &mut Converter, contents: &m
     let Some((name, object)) = decode::<objects::EndpointSlice>(place, value, contents) else {
         return;
     };
-    let slice = converter.slice(&name, &object);
-    contents
-        .objects
-        .insert((Kind::EndpointSlice, name), Object::Slice(slice));
+    let slice = Object::Slice(converter.slice(&name, &object), trigger_time(&object.metadata));
+    contents.objects.insert((Kind::EndpointSlice, name), slice);
 }
 
 fn read_service_cidr(place: &str, value: Value, converter: &mut Converter, contents: &mut Contents) {

@@ -215,7 +215,7 @@ impl Folder {
         for object in self.holders.values().filter_map(|holders| holders.values().next()) {
             match object.clone() {
                 Object::Service(service) => services.extend(service),
-                Object::Slice(slice) => slices.extend(slice),
+                Object::Slice(slice, _) => slices.extend(slice),
                 Object::Node(own) => node = Some(own),
                 Object::ServiceCidr(cidr) => cidrs.push(cidr),
             }
