@@ -220,6 +220,7 @@ fn service_ports_without_a_local_endpoint_are_counted() {
     const PORTS: [&str; 2] = ["a:80/TCP", "b:81/TCP"];
     let mut state = listed();
     let counts = |state: &mut ClusterState| {
+        state.settle();
         state.take_changes();
         (state.no_local().internal, state.no_local().external)
     };
