@@ -14,7 +14,8 @@ use super::ServiceCidr;
 pub(super) struct ServiceNetworks {
     objects: BTreeMap<Arc<str>, Vec<IpNet>>,
     union: Vec<IpNet>,
-    changed: bool,
+    /// The union at the last call of [`Self::take_changed`].
+    taken: Option<Vec<IpNet>>,
 }
 
 impl ServiceNetworks {
@@ -41,16 +42,19 @@ impl ServiceNetworks {
         &self.union
     }
 
-    /// Is the union another one than at the last call?
+    /// Is the union another one than at the last call? The first time it is, whatever it is: a former agent may have known others.
     pub(super) fn take_changed(&mut self) -> bool {
-        std::mem::take(&mut self.changed)
+        let changed = self.taken.as_ref() != Some(&self.union);
+        if changed {
+            self.taken = Some(self.union.clone());
+        }
+        changed
     }
 
     fn unite(&mut self) {
         let mut union: Vec<IpNet> = self.objects.values().flatten().copied().collect();
         union.sort_unstable();
         union.dedup();
-        self.changed |= union != self.union;
         self.union = union;
     }
 }
@@ -74,6 +78,11 @@ mod tests {
             (texts.join(" "), networks.take_changed())
         };
         networks.replace(Vec::new());
+        assert_eq!(
+            texts(&mut networks),
+            (String::new(), true),
+            "a former agent may have known some"
+        );
         assert_eq!(texts(&mut networks), (String::new(), false));
         networks.replace(vec![
             cidr("kubernetes", &["10.96.0.0/16", "fd00:96::/108"]),
