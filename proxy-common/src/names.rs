@@ -41,6 +41,8 @@ pub const FRAGMENTS: [&str; 2] = ["FRAGMENTS4", "FRAGMENTS6"];
 pub const SOCKETS: [&str; 2] = ["SOCKETS4", "SOCKETS6"];
 /// `SETTINGS4`, `SETTINGS6`: one [`crate::settings::Settings`].
 pub const SETTINGS: [&str; 2] = ["SETTINGS4", "SETTINGS6"];
+/// `CLUSTER_IPS4`, `CLUSTER_IPS6`: service id → [`crate::frontend::FrontendKey`] of its cluster IP.
+pub const CLUSTER_IPS: [&str; 2] = ["CLUSTER_IPS4", "CLUSTER_IPS6"];
 /// ifindex → [`crate::link::Link`].
 pub const LINKS: &str = "LINKS";
 /// service id → [`crate::service::ServiceInfo`].

@@ -67,6 +67,11 @@ static NODE_ADDRS4: HashMap<Addr4, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_
 static NODE_ADDRS6: HashMap<Addr6, NodeAddr, { names::NODE_ADDRS_CAPACITY }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
+static CLUSTER_IPS4: HashMap<u32, FrontendKey<Addr4>, { names::SERVICES_CAPACITY }, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static CLUSTER_IPS6: HashMap<u32, FrontendKey<Addr6>, { names::SERVICES_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
 static SETTINGS4: Array<Settings<Addr4>, 1> = Array::new();
 #[btf_map]
 static SETTINGS6: Array<Settings<Addr6>, 1> = Array::new();
@@ -174,6 +179,8 @@ pub(crate) trait Family: Address {
     fn is_node(addr: &Self) -> bool;
     /// The node's address for packets that leave by `link`; zero if it has none.
     fn link_addr(link: &Link) -> Self;
+    /// `CLUSTER_IPS4/6`. To be read at once, like a frontend.
+    fn cluster_ip(service: u32) -> Option<&'static FrontendKey<Self>>;
     /// `SETTINGS4/6`, in place: the agent may be writing it, so that for a moment a prefix is none.
     fn settings() -> Option<&'static Settings<Self>>;
     /// This CPU's scratch room.
@@ -183,7 +190,7 @@ pub(crate) trait Family: Address {
 }
 
 macro_rules! family {
-    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $settings:ident, $link_addr:ident) => {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $settings:ident, $cluster_ips:ident, $link_addr:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
@@ -258,6 +265,12 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn cluster_ip(service: u32) -> Option<&'static FrontendKey<Self>> {
+                // SAFETY: the value is plain old data and stays allocated while the program runs.
+                unsafe { $cluster_ips.get(&service) }
+            }
+
+            #[inline(always)]
             fn settings() -> Option<&'static Settings<Self>> {
                 $settings.get(0)
             }
@@ -287,6 +300,7 @@ family!(
     SOCKETS4,
     SCRATCH4,
     SETTINGS4,
+    CLUSTER_IPS4,
     addr4
 );
 family!(
@@ -301,5 +315,6 @@ family!(
     SOCKETS6,
     SCRATCH6,
     SETTINGS6,
+    CLUSTER_IPS6,
     addr6
 );

@@ -5,8 +5,8 @@
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
 //!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.) From the
-//!   node to an address of the node itself there is no choice: such packets use the loopback interface, which no packet program
-//!   sees, so the socket is translated when it connects and stays with its backend.
+//!   node to an address of the node itself there is no such way: those packets use the loopback interface, which no packet program
+//!   sees. So the socket is connected to the service's cluster IP instead, or to a backend where that is not the same.
 //! * UDP of pods: left alone, for the same reason and because their sockets may be unconnected one moment and connected the next.
 //! * Node ports at the loopback address (S90): of the node alone, and not if the socket is bound to an address, since nobody else
 //!   takes packets from 127.0.0.1.
@@ -22,7 +22,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, Frontend, Origin};
+use proxy_common::frontend::{FRONTEND_LOCAL, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, Origin};
 use proxy_common::link::{NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS};
 use proxy_common::reason::Reason;
 use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
@@ -295,16 +295,34 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         forget(c);
         return PROCEED;
     };
-    let backend: &Backend<C::Addr> = match resolve(frontend, origin, &addr) {
-        Ok(backend) => backend,
-        Err(reason) => return unserved(reason),
+    let (to, to_port) = match way_past_loopback::<C::Addr>(protocol, frontend) {
+        Some(cluster_ip) => (cluster_ip.addr, cluster_ip.port),
+        None => match resolve::<C::Addr>(frontend, origin, &addr) {
+            Ok(backend) => (backend.addr, backend.port),
+            Err(reason) => return unserved(reason),
+        },
     };
     let Some(flows) = storage::<C>(ctx) else { return PROCEED };
     // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock.
-    unsafe { (*flows).flows[0] = flow(addr, port, frontend, backend) };
-    c.set_addr(backend.addr);
-    c.set_port(backend.port);
+    unsafe { (*flows).flows[0] = flow(addr, port, frontend, to, to_port) };
+    c.set_addr(to);
+    c.set_port(to_port);
     PROCEED
+}
+
+/// Where a UDP socket connects to that dials an address of the node: the cluster IP of the same service. Its packets then leave by an
+/// interface that has packet programs, which move the flow when its endpoint goes (S141, S142). That is the same service if neither
+/// policy nor source ranges tell the two addresses apart; otherwise the socket stays with the endpoint that is chosen for it.
+#[inline(always)]
+fn way_past_loopback<A: Family>(protocol: Protocol, frontend: &Frontend) -> Option<&'static FrontendKey<A>> {
+    if protocol != Protocol::Udp || frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+        return None;
+    }
+    let key = A::cluster_ip(frontend.service)?;
+    let is_same = A::frontend(key).is_some_and(|by_cluster_ip| {
+        by_cluster_ip.service == frontend.service && by_cluster_ip.flags & FRONTEND_LOCAL == 0
+    });
+    if is_same { Some(key) } else { None }
 }
 
 /// `sendmsg` of an unconnected UDP socket: as `connect`, for every message, remembering a few destinations.
@@ -352,7 +370,7 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
         Err(reason) => return unserved(reason),
     };
     if let Some(new) = flows.flows.get_mut(slot) {
-        *new = flow(addr, port, frontend, backend);
+        *new = flow(addr, port, frontend, backend.addr, backend.port);
     }
     c.set_addr(backend.addr);
     c.set_port(backend.port);
@@ -397,12 +415,12 @@ fn forget<C: Context>(c: &C) {
 
 /// What the socket remembers of a choice.
 #[inline(always)]
-fn flow<A: Family>(addr: A, port: Port, frontend: &Frontend, backend: &Backend<A>) -> SocketFlow<A> {
+fn flow<A: Family>(addr: A, port: Port, frontend: &Frontend, backend: A, backend_port: Port) -> SocketFlow<A> {
     SocketFlow {
         frontend: addr,
-        backend: backend.addr,
+        backend,
         frontend_port: port,
-        backend_port: backend.port,
+        backend_port,
         generation: frontend.generation,
     }
 }

@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use proxy_common::addr::Protocol;
-use proxy_tests::echo::{self, CONNECTED, EchoServer, Failure, Held, REQUESTS};
+use proxy_tests::echo::{self, CONNECTED, Client, EchoServer, Failure, Held, Outcome, PATIENCE, REQUESTS};
 use proxy_tests::process::{self, wait_until};
 use proxy_tests::service::{self, EXTERNAL_IP, LB, NODE_PORT, external, to_sockets};
 use proxy_tests::topology::Host;
@@ -391,14 +392,23 @@ fn sockets_outside_the_cgroup_are_served_packet_by_packet() {
         });
         assert!(arrived.is_some(), "{target} {protocol} has affinity");
     }
+    // From ports that none of the flows above has had: those stay where they are.
+    let port = AtomicU16::new(20_000);
+    let fresh = || Client {
+        port: port.fetch_add(1, Ordering::Relaxed),
+        patience: PATIENCE,
+    };
+    type Ask = fn(&Client, SocketAddr) -> Outcome;
+    let kinds: [(&str, Ask); 3] = [
+        ("TCP", Client::tcp),
+        ("UDP", Client::udp),
+        ("unconnected UDP", Client::udp_unconnected),
+    ];
     for target in pinned {
-        for (kind, request) in REQUESTS {
+        for (kind, ask) in kinds {
             let what = format!("{kind} to {target}, with affinity");
-            assert_eq!(
-                node.run(|| answered_by(20, &what, || request(target))).len(),
-                1,
-                "{what}"
-            );
+            let answers = node.run(|| answered_by(20, &what, || ask(&fresh(), target)));
+            assert_eq!(answers.len(), 1, "{what}");
         }
     }
     service::publish(&world, &[], |_| {}).unwrap();

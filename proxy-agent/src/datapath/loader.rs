@@ -71,6 +71,7 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
         names::AFFINITY,
         names::SRC_RANGES,
         names::SETTINGS,
+        names::CLUSTER_IPS,
     ]
     .into_iter()
     .flatten()
@@ -211,6 +212,7 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
         sizes.extend(pair.map(|name| (name, size)));
     }
     sizes.push((names::SERVICES, capacities.services));
+    sizes.extend(names::CLUSTER_IPS.map(|name| (name, capacities.services)));
     for name in pinned_maps() {
         let map = object
             .maps

@@ -60,6 +60,7 @@ pub(super) struct MemoryFamily<A> {
     pub(super) affinity: BTreeSet<AffinityKey<A>>,
     pub(super) node_addrs: BTreeMap<A, NodeAddr>,
     pub(super) settings: Settings<A>,
+    pub(super) cluster_ips: BTreeMap<u32, FrontendKey<A>>,
     writes: Writes,
 }
 
@@ -73,6 +74,7 @@ impl<A: Address> MemoryFamily<A> {
             affinity: BTreeSet::new(),
             node_addrs: BTreeMap::new(),
             settings: bytemuck::Zeroable::zeroed(),
+            cluster_ips: BTreeMap::new(),
             writes,
         }
     }
@@ -282,6 +284,22 @@ where
 
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError> {
         self.family_mut().node_addrs.remove(addr);
+        Ok(())
+    }
+
+    fn cluster_ips(&self) -> Result<Vec<(u32, FrontendKey<A>)>, TableError> {
+        Ok(self.family().cluster_ips.iter().map(|(id, key)| (*id, *key)).collect())
+    }
+
+    fn set_cluster_ip(&mut self, service: u32, key: &FrontendKey<A>) -> Result<(), TableError> {
+        self.writes.next("CLUSTER_IPS")?;
+        self.family_mut().cluster_ips.insert(service, *key);
+        Ok(())
+    }
+
+    fn remove_cluster_ip(&mut self, service: u32) -> Result<(), TableError> {
+        self.writes.next("CLUSTER_IPS")?;
+        self.family_mut().cluster_ips.remove(&service);
         Ok(())
     }
 

@@ -61,6 +61,12 @@ pub(crate) trait FamilyTables<A: Address> {
     fn set_node_addr(&mut self, addr: &A, value: &NodeAddr) -> Result<(), TableError>;
     /// Removes a local address.
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError>;
+    /// Every cluster IP by service id.
+    fn cluster_ips(&self) -> Result<Vec<(u32, FrontendKey<A>)>, TableError>;
+    /// Writes the cluster IP of a service id.
+    fn set_cluster_ip(&mut self, service: u32, key: &FrontendKey<A>) -> Result<(), TableError>;
+    /// Removes the cluster IP of a service id; what is gone already is success.
+    fn remove_cluster_ip(&mut self, service: u32) -> Result<(), TableError>;
     /// The settings.
     fn settings(&self) -> Result<Settings<A>, TableError>;
     /// Writes the settings; programs may read them meanwhile.
@@ -184,6 +190,7 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) node_addrs: Hash<A, NodeAddr>,
     pub(crate) source_ranges: Hash<SourceRangeKey<A>, u32>,
     pub(crate) affinity: Hash<AffinityKey<A>, Affinity<A>>,
+    cluster_ips: Hash<u32, FrontendKey<A>>,
     settings: Hash<u32, Settings<A>>,
 }
 
@@ -204,6 +211,7 @@ impl<A: Address> BpfFamily<A> {
                 "nothing, but use fewer loadBalancerSourceRanges",
             )?,
             affinity: Hash::open(dir, names::for_family::<A>(names::AFFINITY), "nothing: old records go")?,
+            cluster_ips: Hash::open(dir, names::for_family::<A>(names::CLUSTER_IPS), super::SERVICES_SETTING)?,
             settings: Hash::open(dir, names::for_family::<A>(names::SETTINGS), "nothing: it has one slot")?,
         })
     }
@@ -354,6 +362,18 @@ where
 
     fn remove_node_addr(&mut self, addr: &A) -> Result<(), TableError> {
         self.family_mut().node_addrs.remove(addr).map(drop)
+    }
+
+    fn cluster_ips(&self) -> Result<Vec<(u32, FrontendKey<A>)>, TableError> {
+        self.family().cluster_ips.all()
+    }
+
+    fn set_cluster_ip(&mut self, service: u32, key: &FrontendKey<A>) -> Result<(), TableError> {
+        self.family_mut().cluster_ips.set(&service, key)
+    }
+
+    fn remove_cluster_ip(&mut self, service: u32) -> Result<(), TableError> {
+        self.family_mut().cluster_ips.remove(&service).map(drop)
     }
 
     fn settings(&self) -> Result<Settings<A>, TableError> {

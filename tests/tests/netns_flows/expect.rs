@@ -115,8 +115,12 @@ impl Cluster {
         let of_client = self.all_addresses(client);
         let of_node = self.all_addresses(self.world.topology.node(node).address(client));
         if self.owner(backend) == Some(node) {
-            // S118: towards the node itself either is fine; and what the node sends itself has to have some other address.
-            return of_node.into_iter().chain(of_client).chain([flow.target.ip()]).collect();
+            // S118: towards the node itself either is fine; and what the node sends itself has to have some other address, which is
+            // the one that packet was sent to: what was dialled, or the cluster IP past the loopback interface.
+            let spec = self.spec(flow.service);
+            let cluster_ip = spec.addresses(client.is_ipv4(), &self.world.topology).cluster;
+            let dialled = [flow.target.ip(), cluster_ip];
+            return of_node.into_iter().chain(of_client).chain(dialled).collect();
         }
         if masquerades { of_node } else { of_client }
     }

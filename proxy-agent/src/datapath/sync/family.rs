@@ -15,6 +15,7 @@ use proxy_common::frontend::{
 };
 use proxy_common::names;
 
+use super::cluster_ips::ClusterIps;
 use super::ids::Ids;
 use super::sources::Sources;
 use super::{Name, SyncReport};
@@ -30,6 +31,7 @@ type Claim = (i64, Name);
 pub(crate) struct FamilySync<A> {
     ranges: Ranges,
     sources: Sources<A>,
+    cluster_ips: ClusterIps<A>,
     /// What the kernel holds.
     frontends: HashMap<FrontendKey<A>, Frontend>,
     /// Who wants which frontend, with its flags.
@@ -83,6 +85,7 @@ impl<A: Address> FamilySync<A> {
                 .unwrap_or_default(),
             ranges,
             sources: Sources::adopt(tables)?,
+            cluster_ips: ClusterIps::adopt(tables)?,
             frontends,
             claims: HashMap::new(),
             services: HashMap::new(),
@@ -186,6 +189,7 @@ impl<A: Address> FamilySync<A> {
                 Ok(()) => {
                     self.pending_keys.remove(&key);
                     self.frontends.remove(&key);
+                    self.cluster_ips.remove(tables, &key, &old);
                     release_both(&mut self.ranges, &old, now);
                     report.deleted += 1;
                     report.moved(key.protocol, old.service);
@@ -341,6 +345,10 @@ impl<A: Address> FamilySync<A> {
                 continue;
             };
             let old = self.frontends.get(&key).copied();
+            if let Err(error) = self.cluster_ips.add(tables, &key, &wanted) {
+                report.fail(show(&key), error);
+                continue;
+            }
             if old == Some(wanted) {
                 self.pending_keys.remove(&key);
                 continue;
@@ -355,6 +363,9 @@ impl<A: Address> FamilySync<A> {
             report.written += 1;
             report.moved(key.protocol, wanted.service);
             if let Some(old) = old {
+                if old.service != wanted.service {
+                    self.cluster_ips.remove(tables, &key, &old);
+                }
                 release_both(&mut self.ranges, &old, now);
                 report.moved(key.protocol, old.service);
                 report.affinity_ended |= old.affinity_seconds != 0 && wanted.affinity_seconds == 0;

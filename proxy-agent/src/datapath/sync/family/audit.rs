@@ -28,6 +28,7 @@ impl<A: Address> FamilySync<A> {
             }
         }
         self.sources.audit(tables, report)?;
+        self.cluster_ips.audit(tables, report)?;
         let mut found: HashMap<_, _> = tables.frontends()?.into_iter().collect();
         for (key, written) in &self.frontends {
             if found.remove(key) != Some(*written) {
