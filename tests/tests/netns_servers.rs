@@ -177,6 +177,12 @@ fn the_metrics_server_s_paths() {
             "{path}"
         );
     }
+    let answer = get("/metrics/slis");
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "# EOF\n"),
+        "no indicators, as in kube-proxy"
+    );
     let answer = get("/metrics");
     assert_eq!(answer.status, 200);
     assert!(

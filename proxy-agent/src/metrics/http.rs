@@ -18,6 +18,11 @@ const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset
 pub fn router(metrics: Arc<Metrics>, configz: Value) -> Router {
     Router::new()
         .route("/metrics", get(serve))
+        // kube-proxy has the path, and nothing to say there: none of its checks is a service level indicator.
+        .route(
+            "/metrics/slis",
+            get(|| async { ([(header::CONTENT_TYPE, CONTENT_TYPE)], "# EOF\n") }),
+        )
         .route("/healthz", get(|| async { "ok" }))
         .route("/proxyMode", get(|| async { MODE }))
         .route("/configz", get(|| async move { json_text(&configz) }))
