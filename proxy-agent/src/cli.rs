@@ -323,6 +323,40 @@ mod tests {
     }
 
     #[test]
+    fn options_alone_are_those_of_run() {
+        let command = |line: &str| {
+            let args = ["proxy-agent"].into_iter().chain(line.split(' ')).map(OsString::from);
+            Cli::try_parse_from(with_command(args)).map(|cli| cli.command)
+        };
+        for line in [
+            "--config=/f --hostname-override=a",
+            "-v=2 --kubeconfig /k --master=https://192.0.2.1 --cluster-cidr=10.0.0.0/8 --proxy-mode=iptables",
+            "--v=2 --nodeport-addresses=primary --masquerade-all --detect-local-mode=BridgeInterface --pod-bridge-interface=b",
+            "--pod-interface-name-prefix=v --healthz-bind-address=0.0.0.0 --metrics-bind-address= --write-config-to=/f",
+            "--cleanup --init-only=false",
+            "run --dry-run -o yaml",
+        ] {
+            assert!(matches!(command(line), Ok(Command::Run(_))), "S191: {line}");
+        }
+        assert!(matches!(command("config -v4"), Ok(Command::Config(_))));
+        for line in ["--help", "-V", "run -o yaml", "config --dry-run", "--unknown"] {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn verbosity_in_kubernetes_numbers() {
+        for (verbosity, level) in [
+            (0, "info,kube"),
+            (3, "info,kube"),
+            (4, "info,proxy_agent=debug,"),
+            (9, "debug,proxy_agent=trace,"),
+        ] {
+            assert!(log_filter(verbosity).starts_with(level), "{verbosity}");
+        }
+    }
+
+    #[test]
     fn services_by_name() {
         assert_eq!(
             one_service("kube-system/kube-dns").unwrap(),

@@ -38,3 +38,62 @@ async fn first_lists(config: &RunConfig) -> anyhow::Result<ClusterState> {
     state.settle();
     Ok(state)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RunArgs;
+
+    #[test]
+    fn plans_are_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let objects = r#"
+kind: Service
+apiVersion: v1
+metadata: {name: web, namespace: default}
+spec:
+  type: NodePort
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7]
+  ipFamilies: [IPv4]
+  externalTrafficPolicy: Local
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080, protocol: TCP}]
+---
+kind: EndpointSlice
+apiVersion: discovery.k8s.io/v1
+metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 8080, protocol: TCP}]
+endpoints:
+- {addresses: [10.244.1.9], nodeName: node1, conditions: {ready: true}}
+- {addresses: [10.244.2.9], nodeName: node2, conditions: {ready: true}}
+"#;
+        std::fs::write(dir.path().join("web.yaml"), objects).unwrap();
+        let args = RunArgs {
+            manifests: Some(dir.path().to_str().unwrap().to_owned()),
+            node_name: Some("node1".to_owned()),
+            bpf_dir: Some("/nonexistent".to_owned()),
+            ..RunArgs::default()
+        };
+        let (config, _) = RunConfig::from_args(&args).unwrap();
+        let rows: serde_json::Value = serde_json::from_str(&dry_run(&config, Output::Json).unwrap()).unwrap();
+        let row = &rows[0];
+        assert_eq!((&row["name"], &row["portName"]), (&"web".into(), &"http".into()));
+        let frontends = row["frontends"].as_array().unwrap();
+        let has = |kind: &str, port: u16, local: bool| {
+            let is = |f: &serde_json::Value| f["kind"] == kind && f["port"] == port && f["local"] == local;
+            frontends.iter().any(is)
+        };
+        assert!(has("ClusterIP", 80, false) && has("NodePort", 30080, true), "{row}");
+        assert_eq!(
+            row["cluster"]["selectable"],
+            serde_json::json!(["10.244.1.9:8080", "10.244.2.9:8080"])
+        );
+        assert_eq!(row["local"]["selectable"], serde_json::json!(["10.244.1.9:8080"]));
+        let table = dry_run(&config, Output::Table).unwrap();
+        assert!(
+            table.contains("10.96.0.7:80,*:30080") || table.contains("*:30080,10.96.0.7:80"),
+            "{table}"
+        );
+    }
+}
