@@ -9,9 +9,11 @@ pub(crate) mod document;
 mod effective;
 mod file;
 mod flags;
+mod overlay;
 #[cfg(test)]
 mod tests;
 mod times;
+mod words;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -20,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use self::document::Document;
-pub use self::flags::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, RunArgs, SocketLbArg};
+pub use self::flags::RunArgs;
 pub use self::times::Intervals;
+pub use self::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
 use crate::datapath::Options;
 use crate::gates::FeatureGates;
 
@@ -164,7 +167,7 @@ impl RunConfig {
             Some(path) => read(path, &mut remarks)?,
             None => Document::default(),
         };
-        let (origin, ignored) = flags::lay_over(args, &mut document)?;
+        let (origin, ignored) = overlay::lay_over(args, &mut document)?;
         if let Some(path) = args.config.as_ref().filter(|_| !ignored.is_empty()) {
             let (flags, file) = (ignored.join(", "), path.display());
             remarks.warnings.push(format!(

@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::document::Document;
-use super::flags::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
 use super::times::{self, Section};
+use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
 use super::{ApiServer, ConfigError, DEFAULT_BPF_DIR, Origin, Rate, Remarks, RunConfig, SourceConfig};
 use crate::datapath::{Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection};
 use crate::gates::FeatureGates;

@@ -1,6 +1,6 @@
 //! `KubeProxyConfiguration` (kubeproxy.config.k8s.io/v1alpha1) as far as it means something here, and the section `ebpf`, which
 //! is ours. The one form of the configuration: the file is read into it ([`super::file`]), flags are laid over it
-//! ([`super::flags`]), [`super::RunConfig`] is checked from it, and what is in effect is written with it ([`super::effective`]).
+//! ([`super::overlay`]), [`super::RunConfig`] is checked from it, and what is in effect is written with it ([`super::effective`]).
 //!
 //! What must stay true: nothing here is a default; `None` is what nobody said. Fields that kube-proxy has and that mean nothing
 //! here are in [`super::file`].

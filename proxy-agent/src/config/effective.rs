@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use super::document::{
     API_VERSION, Capacities, ClientConnection, Conntrack, DetectLocal, Document, Ebpf, KIND, Logging,
 };
-use super::flags::{AttachArg, BpfLogLevelArg, SocketLbArg};
+use super::words::{AttachArg, BpfLogLevelArg, SocketLbArg};
 use super::{MODE, RunConfig, SourceConfig};
 use crate::datapath::PodDetection;
 use crate::duration;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::document::{Conntrack, Document, Ebpf};
-use super::flags::ModeArg;
+use super::words::ModeArg;
 use super::{ConfigError, Origin};
 use crate::datapath::Timeouts;
 
