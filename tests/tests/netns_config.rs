@@ -128,7 +128,8 @@ fn pins(agent: &Agent, folder: &str) -> Vec<PathBuf> {
         |dir: &Path| fs::read_dir(dir).map_or(Vec::new(), |entries| entries.map(|e| e.unwrap().path()).collect());
     let layouts: Vec<PathBuf> = list(&agent.bpf_dir());
     match folder {
-        "" => layouts,
+        // The file system has files of its own.
+        "" => layouts.into_iter().filter(|layout| layout.is_dir()).collect(),
         folder => layouts.iter().flat_map(|layout| list(&layout.join(folder))).collect(),
     }
 }
