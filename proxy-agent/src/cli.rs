@@ -1,27 +1,28 @@
 //! The command line: what can be said, and the one place that reads arguments and environment. What the words mean is decided in
 //! [`crate::config`].
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::RunConfig;
+use crate::config::{DEFAULT_BPF_DIR, Remarks, RunArgs, RunConfig};
+use crate::dry_run::dry_run;
 use crate::inspect::{self, Filter, Output};
 use crate::{datapath, run};
 
-/// Where the maps are pinned unless said otherwise.
-const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
-
-const TIMEOUTS: &str = "Silent connections (of the proxy's own table; netfilter's is left alone)";
-
 /// The client reports what the watches report again, and better.
-const DEFAULT_LOG: &str = "info,kube_client::client=off";
+const QUIET: &str = "kube_client::client=off";
 
 /// An eBPF service proxy for Kubernetes: does on every node what kube-proxy does, under any CNI plugin.
 #[derive(Parser, Debug)]
-#[command(name = "proxy-agent", version)]
+#[command(
+    name = "proxy-agent",
+    version,
+    after_help = "With options alone, as kube-proxy is called, it runs: proxy-agent --config=/var/lib/kube-proxy/config.conf"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -36,7 +37,10 @@ enum Command {
     #[command(
         after_help = "Example:\n  proxy-agent run --node-name node-a --manifests ./manifests --cluster-cidr 10.244.0.0/16,fd00:10::/56"
     )]
-    Run(Box<RunArgs>),
+    Run(Box<RunCommand>),
+    /// Print the configuration that `run` would have with the same options, as YAML for `--config`.
+    #[command(after_help = "Example:\n  proxy-agent config --config /var/lib/kube-proxy/config.conf")]
+    Config(Box<RunArgs>),
     /// Show services as the kernel has them.
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -99,6 +103,18 @@ enum ConnectionCommand {
 }
 
 #[derive(Args, Debug)]
+struct RunCommand {
+    #[command(flatten)]
+    args: RunArgs,
+    /// Read the objects once, print what would be programmed, and exit. Changes nothing and needs no rights but to read.
+    #[arg(long)]
+    dry_run: bool,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value = "table", requires = "dry_run")]
+    output: OutputArg,
+}
+
+#[derive(Args, Debug)]
 struct Pins {
     /// Directory on a BPF file system where this agent's maps, programs and links are pinned.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
@@ -124,157 +140,6 @@ struct FilterArgs {
     service: Option<String>,
 }
 
-/// `proxy-agent run`, as typed.
-#[derive(Args, Clone, Debug)]
-pub struct RunArgs {
-    /// Name of this node as endpoints give it in `nodeName`. Default: the host's name.
-    #[arg(long, value_name = "NAME", env = "NODE_NAME", default_value = "")]
-    pub node_name: String,
-    /// Kubeconfig file of the API server. Default: the service account of the pod.
-    #[arg(long, value_name = "FILE", conflicts_with = "manifests")]
-    pub kubeconfig: Option<PathBuf>,
-    /// Folder of Kubernetes YAML and JSON files to use instead of an API server; it is watched.
-    #[arg(long, value_name = "DIR")]
-    pub manifests: Option<PathBuf>,
-    /// Addresses of pods, one prefix per family: 10.244.0.0/16,fd00:10::/56. Other sources are masqueraded. For ClusterCIDR.
-    #[arg(long, value_name = "CIDR[,CIDR]", default_value = "")]
-    pub cluster_cidr: String,
-    /// How pods are told from others, whose connections are masqueraded.
-    #[arg(long, value_enum, value_name = "MODE", default_value = "ClusterCIDR")]
-    pub detect_local_mode: DetectLocalModeArg,
-    /// Bridge that pods are behind, for BridgeInterface.
-    #[arg(long, value_name = "NAME", default_value = "")]
-    pub pod_bridge_interface: String,
-    /// What the names of pods' interfaces on the node begin with, for InterfaceNamePrefix.
-    #[arg(long, value_name = "PREFIX", default_value = "")]
-    pub pod_interface_name_prefix: String,
-    /// Local addresses that serve node ports: prefixes (192.0.2.0/24,fd00::/64), `primary` for those of the Node object, `localhost`,
-    /// `all`; freely mixed. All addresses of a family of which none is named. Default: all.
-    #[arg(long, value_name = "CIDR|WORD[,…]", default_value = "")]
-    pub nodeport_addresses: String,
-    /// Whether loopback addresses serve node ports to the node itself, if they are among the others.
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
-        require_equals = true)]
-    pub localhost_nodeports: bool,
-    /// Kubernetes feature gates, as kube-proxy has them: AllowServiceExternalIPs (default true). Others are ignored.
-    #[arg(long, value_name = "NAME=BOOL[,…]", default_value = "")]
-    pub feature_gates: String,
-    /// Masquerade every connection to a cluster IP.
-    #[arg(long)]
-    pub masquerade_all: bool,
-    /// Directory on a BPF file system to pin maps, programs and links in. One agent each.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
-    pub bpf_dir: PathBuf,
-    /// cgroup whose processes reach services at their sockets. Default: the cgroup2 mount.
-    #[arg(long, value_name = "DIR")]
-    pub cgroup: Option<PathBuf>,
-    /// Interfaces to attach to: a regular expression for the whole name. Default: all but loopback.
-    #[arg(long, value_name = "REGEX")]
-    pub interfaces: Option<String>,
-    /// Interfaces to leave alone: a regular expression for the whole name.
-    #[arg(long, value_name = "REGEX")]
-    pub exclude_interfaces: Option<String>,
-    /// Whose connections are translated at the socket: the host's, pods' TCP as well, or nobody's.
-    #[arg(long, value_enum, default_value = "host")]
-    pub socket_lb: SocketLbArg,
-    /// How to attach to interfaces: tcx links (Linux 6.6), classic filters, or whichever is there.
-    #[arg(long, value_enum, default_value = "auto")]
-    pub attach: AttachArg,
-    /// What the eBPF programs log.
-    #[arg(long, value_enum, value_name = "LEVEL", default_value = "off")]
-    pub bpf_log_level: BpfLogLevelArg,
-    /// Where /healthz, /livez and /readyz are served; empty for nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:10256")]
-    pub healthz_bind_address: String,
-    /// Where /metrics, /healthz, /proxyMode and /configz are served; empty for nowhere.
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
-    pub metrics_bind_address: String,
-    /// End with an error when one of these addresses cannot be bound at start, instead of trying again.
-    #[arg(long)]
-    pub bind_address_hard_fail: bool,
-    /// Shortest time between two updates of the maps: the first change after quiet is applied at once, those after it together.
-    #[arg(long, value_name = "DURATION", default_value = "10ms")]
-    pub min_sync_period: String,
-    /// Longest time between two tries of a write that fails. An agent that cannot apply a change for twice as long is unhealthy.
-    #[arg(long, value_name = "DURATION", default_value = "30s")]
-    pub sync_period: String,
-    /// How long an established TCP connection without packets is remembered; 0 for the default.
-    #[arg(long, value_name = "DURATION", default_value = "24h", help_heading = TIMEOUTS)]
-    pub conntrack_tcp_timeout_established: String,
-    /// How long a TCP connection that one side has ended is remembered; 0 for the default.
-    #[arg(long, value_name = "DURATION", default_value = "1h", help_heading = TIMEOUTS)]
-    pub conntrack_tcp_timeout_close_wait: String,
-    /// How long a UDP flow that nobody answers is remembered; 0 for the default, 30s.
-    #[arg(long, value_name = "DURATION", default_value = "0", help_heading = TIMEOUTS)]
-    pub conntrack_udp_timeout: String,
-    /// How long a UDP flow with answers is remembered; 0 for the default, 3m.
-    #[arg(long, value_name = "DURATION", default_value = "0", help_heading = TIMEOUTS)]
-    pub conntrack_udp_timeout_stream: String,
-    /// Frontends per address family that the maps have room for.
-    #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
-    pub frontends_capacity: Option<u32>,
-    /// Backends per address family.
-    #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
-    pub backends_capacity: Option<u32>,
-    /// Rewrite entries per address family: two for a connection, four for a masqueraded one.
-    #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
-    pub rewrites_capacity: Option<u32>,
-    /// Service ports.
-    #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
-    pub services_capacity: Option<u32>,
-}
-
-/// `--socket-lb`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SocketLbArg {
-    /// Processes of the host network namespace.
-    Host,
-    /// Pods' TCP as well.
-    All,
-    /// Nobody; everything is translated packet by packet.
-    Off,
-}
-
-/// `--detect-local-mode`, spelled as kube-proxy does.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DetectLocalModeArg {
-    /// By the addresses of --cluster-cidr; without them, nobody is a pod.
-    #[value(name = "ClusterCIDR")]
-    ClusterCidr,
-    /// By the pod addresses in the Node object.
-    #[value(name = "NodeCIDR")]
-    NodeCidr,
-    /// By the bridge of --pod-bridge-interface.
-    #[value(name = "BridgeInterface")]
-    BridgeInterface,
-    /// By the interfaces of --pod-interface-name-prefix.
-    #[value(name = "InterfaceNamePrefix")]
-    InterfaceNamePrefix,
-}
-
-/// `--attach`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AttachArg {
-    /// tcx where the kernel has it.
-    Auto,
-    /// tcx links.
-    Tcx,
-    /// Filters of a clsact qdisc.
-    Classic,
-}
-
-/// `--bpf-log-level`.
-#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-#[expect(missing_docs, reason = "the names say it")]
-pub enum BpfLogLevelArg {
-    Off,
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 enum OutputArg {
     Table,
@@ -296,7 +161,7 @@ impl From<OutputArg> for Output {
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
-    match execute(Cli::parse().command) {
+    match execute(Cli::parse_from(with_command(std::env::args_os())).command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("proxy-agent: {error:#}");
@@ -305,19 +170,25 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// kube-proxy has no subcommands: options without one are those of `run`.
+fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut args: Vec<OsString> = args.collect();
+    let first = args.get(1).and_then(|arg| arg.to_str());
+    if first.is_some_and(|arg| arg.starts_with('-') && !matches!(arg, "-h" | "--help" | "-V" | "--version")) {
+        args.insert(1, "run".into());
+    }
+    args
+}
+
 fn execute(command: Command) -> anyhow::Result<()> {
     let text = match command {
-        Command::Run(args) => {
-            init_log();
-            return run::run(RunConfig::from_args(&args)?);
+        Command::Run(command) => run(&command)?,
+        Command::Config(args) => {
+            let (config, remarks) = RunConfig::from_args(&args)?;
+            warn(&remarks);
+            config.to_yaml()
         }
-        Command::Cleanup { pins } => {
-            let report = datapath::cleanup(&pins.bpf_dir)?;
-            format!(
-                "removed {} links, {} filters, {} maps\n",
-                report.links, report.filters, report.maps
-            )
-        }
+        Command::Cleanup { pins } => cleanup(&pins.bpf_dir)?,
         Command::Service(ServiceCommand::List { view, filter }) => {
             inspect::services(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
@@ -333,6 +204,51 @@ fn execute(command: Command) -> anyhow::Result<()> {
         }
     };
     print(&text)
+}
+
+/// Does what `run` says, of which running is the last. Gives what is to be printed.
+fn run(command: &RunCommand) -> anyhow::Result<String> {
+    let args = &command.args;
+    let (config, remarks) = RunConfig::from_args(args)?;
+    if let Some(path) = &args.write_config_to {
+        warn(&remarks);
+        std::fs::write(path, config.to_yaml())
+            .with_context(|| format!("--write-config-to {}: cannot be written", path.display()))?;
+        return Ok(String::new());
+    }
+    if args.cleanup {
+        warn(&remarks);
+        return cleanup(&config.datapath.bpf_dir);
+    }
+    init_log(args.v.is_some(), config.verbosity);
+    for detail in &remarks.details {
+        tracing::debug!("{detail}");
+    }
+    for warning in &remarks.warnings {
+        tracing::warn!("{warning}");
+    }
+    if command.dry_run {
+        return dry_run(&config, command.output.into());
+    }
+    if args.init_only {
+        run::prepare(config)?;
+    } else {
+        run::run(config)?;
+    }
+    Ok(String::new())
+}
+
+fn cleanup(bpf_dir: &Path) -> anyhow::Result<String> {
+    let report = datapath::cleanup(bpf_dir)?;
+    let (links, filters, maps) = (report.links, report.filters, report.maps);
+    Ok(format!("removed {links} links, {filters} filters, {maps} maps\n"))
+}
+
+/// Where nothing is logged.
+fn warn(remarks: &Remarks) {
+    for warning in &remarks.warnings {
+        eprintln!("proxy-agent: warning: {warning}");
+    }
 }
 
 /// A reader that has seen enough (`| head`) is no error.
@@ -371,9 +287,23 @@ fn one_service(text: &str) -> anyhow::Result<(&str, &str)> {
     Ok((namespace, name))
 }
 
-fn init_log() {
+/// What is logged at a verbosity in Kubernetes' numbers: other people's code is a step behind ours.
+fn log_filter(verbosity: u32) -> String {
+    let levels = match verbosity {
+        0..=3 => "info",
+        4..=5 => "info,proxy_agent=debug",
+        _ => "debug,proxy_agent=trace",
+    };
+    format!("{levels},{QUIET}")
+}
+
+/// `-v` counts before `RUST_LOG`, and that before the file.
+fn init_log(is_flag: bool, verbosity: u32) {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(DEFAULT_LOG));
+    let of_environment = Some(())
+        .filter(|()| !is_flag)
+        .and_then(|()| EnvFilter::try_from_default_env().ok());
+    let filter = of_environment.unwrap_or_else(|| EnvFilter::new(log_filter(verbosity)));
     // A log that is already there (tests) stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -390,6 +320,40 @@ mod tests {
     fn the_command_line_is_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_alone_are_those_of_run() {
+        let command = |line: &str| {
+            let args = ["proxy-agent"].into_iter().chain(line.split(' ')).map(OsString::from);
+            Cli::try_parse_from(with_command(args)).map(|cli| cli.command)
+        };
+        for line in [
+            "--config=/f --hostname-override=a",
+            "-v=2 --kubeconfig /k --master=https://192.0.2.1 --cluster-cidr=10.0.0.0/8 --proxy-mode=iptables",
+            "--v=2 --nodeport-addresses=primary --masquerade-all --detect-local-mode=BridgeInterface --pod-bridge-interface=b",
+            "--pod-interface-name-prefix=v --healthz-bind-address=0.0.0.0 --metrics-bind-address= --write-config-to=/f",
+            "--cleanup --init-only=false",
+            "run --dry-run -o yaml",
+        ] {
+            assert!(matches!(command(line), Ok(Command::Run(_))), "S191: {line}");
+        }
+        assert!(matches!(command("config -v4"), Ok(Command::Config(_))));
+        for line in ["--help", "-V", "run -o yaml", "config --dry-run", "--unknown"] {
+            assert!(command(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn verbosity_in_kubernetes_numbers() {
+        for (verbosity, level) in [
+            (0, "info,kube"),
+            (3, "info,kube"),
+            (4, "info,proxy_agent=debug,"),
+            (9, "debug,proxy_agent=trace,"),
+        ] {
+            assert!(log_filter(verbosity).starts_with(level), "{verbosity}");
+        }
     }
 
     #[test]

@@ -1,32 +1,99 @@
-//! What `proxy-agent run` was told, checked and with defaults filled in. Made once from the arguments; nothing else reads them.
+//! What an agent was told, checked and with defaults filled in. Made once, from the file of `--config` and the flags; nothing else
+//! reads them.
+//!
+//! The file is read into a [`document::Document`], flags are laid over it, the values are checked here and in `check` and `times`,
+//! and `effective` turns the result into a document again.
 
+mod check;
+pub(crate) mod document;
+mod effective;
+mod file;
+mod flags;
+mod overlay;
+#[cfg(test)]
+mod tests;
 mod times;
+mod words;
 
-use std::net::SocketAddr;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ipnet::IpNet;
-
-use crate::cli::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, RunArgs, SocketLbArg};
-use crate::datapath::{
-    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection, SocketLb,
-};
-use crate::gates::FeatureGates;
-use crate::model::address::parse_cidr;
-
+use self::document::Document;
+pub use self::flags::RunArgs;
 pub use self::times::Intervals;
-/// What the kernel takes as the name of an interface.
-const LONGEST_INTERFACE_NAME: usize = 15;
+pub use self::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
+use crate::datapath::Options;
+use crate::gates::FeatureGates;
 
-/// A value that cannot be used.
+/// Where the maps are pinned unless said otherwise.
+pub(crate) const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
+/// Our `mode`, as `/proxyMode` and `/configz` say it.
+pub(crate) const MODE: &str = "ebpf";
+
+/// A value that cannot be used, or a file.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{flag} {value:?}: {problem}; {remedy}")]
-pub struct ConfigError {
-    flag: &'static str,
-    value: String,
-    problem: String,
-    remedy: &'static str,
+pub enum ConfigError {
+    /// A value.
+    #[error("{place} {value:?}: {problem}; {remedy}")]
+    Value {
+        /// The flag, or the file and the field.
+        place: String,
+        /// What it says.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What would be right.
+        remedy: Cow<'static, str>,
+    },
+    /// A file, or a value in it of another type.
+    #[error("{place}: {problem}")]
+    File {
+        /// The file and, as far as it goes, the field.
+        place: String,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+}
+
+impl ConfigError {
+    fn value(
+        place: impl Into<String>,
+        value: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::Value {
+            place: place.into(),
+            value: value.into(),
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+/// Where the fields of a document come from, for errors.
+#[derive(Debug, Default)]
+struct Origin {
+    file: Option<String>,
+    /// The flag behind a field.
+    given: BTreeMap<&'static str, &'static str>,
+}
+
+impl Origin {
+    fn place(&self, field: &str) -> String {
+        match (self.given.get(field), &self.file) {
+            (Some(flag), _) => (*flag).to_owned(),
+            (None, Some(file)) => format!("{file}: {field}"),
+            (None, None) => field.to_owned(),
+        }
+    }
+
+    fn error(&self, field: &str, value: &str, problem: &str, remedy: impl Into<Cow<'static, str>>) -> ConfigError {
+        ConfigError::value(self.place(field), value, problem, remedy)
+    }
 }
 
 /// Everything an agent needs to know to run.
@@ -34,6 +101,8 @@ pub struct ConfigError {
 pub struct RunConfig {
     /// Name of this node (S172).
     pub node_name: Arc<str>,
+    /// Its address, if the Node object is not to be believed (S184).
+    pub node_ip: Option<IpAddr>,
     /// Where objects come from.
     pub source: SourceConfig,
     /// Kubernetes features that are switched.
@@ -48,347 +117,74 @@ pub struct RunConfig {
     pub bind_address_hard_fail: bool,
     /// When changes are applied.
     pub intervals: Intervals,
+    /// How much is logged, in Kubernetes' numbers.
+    pub verbosity: u32,
 }
 
 /// Where objects come from.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub enum SourceConfig {
-    /// An API server; `None`: as the pod's service account says.
-    ApiServer(Option<PathBuf>),
+    /// An API server.
+    ApiServer(ApiServer),
     /// A folder of manifests.
     Manifests(PathBuf),
 }
 
+/// An API server and how it is talked to.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ApiServer {
+    /// Address and credentials; `None`: as the pod's service account says.
+    pub kubeconfig: Option<PathBuf>,
+    /// Address, before what the kubeconfig or the environment says.
+    pub master: Option<String>,
+    /// Requests that may be made.
+    pub rate: Option<Rate>,
+}
+
+/// Requests that may be made.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Rate {
+    /// In a second, on average.
+    pub qps: f64,
+    /// At once.
+    pub burst: u32,
+}
+
+/// What should be said about a configuration that can be used.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Remarks {
+    /// What a user should change.
+    pub warnings: Vec<String>,
+    /// What goes without saying.
+    pub details: Vec<String>,
+}
+
 impl RunConfig {
-    /// Checks the arguments.
-    pub fn from_args(args: &RunArgs) -> Result<Self, ConfigError> {
-        let bad_pattern = |flag, value: &Option<String>| {
-            let value = value.clone().unwrap_or_default();
-            move |error: regex::Error| ConfigError {
-                flag,
-                value,
-                problem: error.to_string().replace('\n', " "),
-                remedy: "write a regular expression for interface names, such as eth.*|veth.*",
-            }
+    /// Reads the file, if there is one, and checks everything.
+    pub fn from_args(args: &RunArgs) -> Result<(Self, Remarks), ConfigError> {
+        let mut remarks = Remarks::default();
+        let mut document = match &args.config {
+            Some(path) => read(path, &mut remarks)?,
+            None => Document::default(),
         };
-        let include = args.interfaces.as_deref();
-        let exclude = args.exclude_interfaces.as_deref();
-        InterfaceFilter::new(include, None).map_err(bad_pattern("--interfaces", &args.interfaces))?;
-        let interfaces = InterfaceFilter::new(include, exclude)
-            .map_err(bad_pattern("--exclude-interfaces", &args.exclude_interfaces))?;
-        for (flag, capacity) in [
-            ("--frontends-capacity", args.frontends_capacity),
-            ("--backends-capacity", args.backends_capacity),
-            ("--rewrites-capacity", args.rewrites_capacity),
-            ("--services-capacity", args.services_capacity),
-        ] {
-            if capacity == Some(0) {
-                let problem = "a map needs room for something".to_owned();
-                return Err(error(flag, "0", problem, "write a number above 0, or leave it out"));
-            }
+        let (origin, ignored) = overlay::lay_over(args, &mut document)?;
+        if let Some(path) = args.config.as_ref().filter(|_| !ignored.is_empty()) {
+            let (flags, file) = (ignored.join(", "), path.display());
+            remarks.warnings.push(format!(
+                "{flags} ignored: --config {file} counts instead, as with kube-proxy"
+            ));
         }
-        let capacities = Capacities::default();
-        Ok(Self {
-            node_name: node_name(&args.node_name)?.into(),
-            source: match &args.manifests {
-                Some(dir) => SourceConfig::Manifests(directory("--manifests", dir)?),
-                None => SourceConfig::ApiServer(args.kubeconfig.clone()),
-            },
-            gates: feature_gates(&args.feature_gates)?,
-            datapath: Options {
-                bpf_dir: args.bpf_dir.clone(),
-                cgroup: args
-                    .cgroup
-                    .as_deref()
-                    .map(|dir| directory("--cgroup", dir))
-                    .transpose()?,
-                socket_lb: match args.socket_lb {
-                    SocketLbArg::Host => SocketLb::Host,
-                    SocketLbArg::All => SocketLb::All,
-                    SocketLbArg::Off => SocketLb::Off,
-                },
-                pods: pods(args)?,
-                interfaces,
-                node_port_addresses: node_port_addresses(&args.nodeport_addresses, args.localhost_nodeports)?,
-                masquerade_all: args.masquerade_all,
-                attach: match args.attach {
-                    AttachArg::Auto => AttachMode::Auto,
-                    AttachArg::Tcx => AttachMode::Tcx,
-                    AttachArg::Classic => AttachMode::Classic,
-                },
-                log_level: match args.bpf_log_level {
-                    BpfLogLevelArg::Off => BpfLogLevel::Off,
-                    BpfLogLevelArg::Error => BpfLogLevel::Error,
-                    BpfLogLevelArg::Warn => BpfLogLevel::Warn,
-                    BpfLogLevelArg::Info => BpfLogLevel::Info,
-                    BpfLogLevelArg::Debug => BpfLogLevel::Debug,
-                    BpfLogLevelArg::Trace => BpfLogLevel::Trace,
-                },
-                capacities: Capacities {
-                    frontends: args.frontends_capacity.unwrap_or(capacities.frontends),
-                    backends: args.backends_capacity.unwrap_or(capacities.backends),
-                    rewrites: args.rewrites_capacity.unwrap_or(capacities.rewrites),
-                    services: args.services_capacity.unwrap_or(capacities.services),
-                },
-                timeouts: times::timeouts(args)?,
-            },
-            healthz: bind_address("--healthz-bind-address", &args.healthz_bind_address)?,
-            metrics: bind_address("--metrics-bind-address", &args.metrics_bind_address)?,
-            bind_address_hard_fail: args.bind_address_hard_fail,
-            intervals: times::intervals(&args.min_sync_period, &args.sync_period)?,
-        })
+        let config = check::check(&document, &origin, &mut remarks)?;
+        Ok((config, remarks))
     }
 }
 
-fn error(flag: &'static str, value: &str, problem: String, remedy: &'static str) -> ConfigError {
-    ConfigError {
-        flag,
-        value: value.to_owned(),
-        problem,
-        remedy,
+fn read(path: &Path, remarks: &mut Remarks) -> Result<Document, ConfigError> {
+    let file = file::read(path)?;
+    remarks.warnings.extend(file.warnings);
+    if !file.meaningless.is_empty() {
+        let (name, fields) = (path.display(), file.meaningless.join(", "));
+        remarks.details.push(format!("{name}: without meaning here: {fields}"));
     }
-}
-
-/// The given name, else the host's, lower-cased and trimmed (S172).
-fn node_name(given: &str) -> Result<String, ConfigError> {
-    const REMEDY: &str = "give the name of this node's Node object";
-    let given = match given.trim() {
-        "" => std::fs::read_to_string("/proc/sys/kernel/hostname").map_err(|reason| {
-            error(
-                "--node-name",
-                given,
-                format!("the host's name cannot be read ({reason})"),
-                REMEDY,
-            )
-        })?,
-        given => given.to_owned(),
-    };
-    match given.trim().to_lowercase() {
-        name if name.is_empty() => Err(error("--node-name", "", "the host has no name".to_owned(), REMEDY)),
-        name => Ok(name),
-    }
-}
-
-fn directory(flag: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
-    let problem = match std::fs::metadata(path) {
-        Ok(meta) if meta.is_dir() => return Ok(path.to_owned()),
-        Ok(_) => "is not a directory".to_owned(),
-        Err(reason) => reason.to_string(),
-    };
-    Err(error(
-        flag,
-        &path.display().to_string(),
-        problem,
-        "give a directory that exists",
-    ))
-}
-
-/// At most one prefix per family (S114, S115).
-fn cluster_cidrs(text: &str) -> Result<Vec<IpNet>, ConfigError> {
-    const REMEDY: &str = "write one prefix per family, such as 10.244.0.0/16,fd00:10::/56";
-    let fail = |problem: String| error("--cluster-cidr", text, problem, REMEDY);
-    let mut cidrs: Vec<IpNet> = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
-        let cidr = parse_cidr(part)
-            .ok_or_else(|| fail(format!("{part:?} is not a prefix")))?
-            .trunc();
-        if cidrs
-            .iter()
-            .any(|other| other.addr().is_ipv4() == cidr.addr().is_ipv4())
-        {
-            return Err(fail("two prefixes are of one family".to_owned()));
-        }
-        cidrs.push(cidr);
-    }
-    Ok(cidrs)
-}
-
-/// How pods are told from others (S114), with what the mode needs.
-fn pods(args: &RunArgs) -> Result<PodDetection, ConfigError> {
-    let cluster_cidrs = cluster_cidrs(&args.cluster_cidr)?;
-    match args.detect_local_mode {
-        DetectLocalModeArg::ClusterCidr => Ok(PodDetection::ClusterCidr(cluster_cidrs)),
-        DetectLocalModeArg::NodeCidr => Ok(PodDetection::NodeCidr),
-        DetectLocalModeArg::BridgeInterface => {
-            let remedy = "name the bridge that pods are behind, such as cni0";
-            interface_name("--pod-bridge-interface", &args.pod_bridge_interface, remedy).map(PodDetection::Bridge)
-        }
-        DetectLocalModeArg::InterfaceNamePrefix => {
-            let remedy = "write what the names of pods' interfaces begin with, such as veth";
-            interface_name("--pod-interface-name-prefix", &args.pod_interface_name_prefix, remedy)
-                .map(PodDetection::InterfacePrefix)
-        }
-    }
-}
-
-/// The name of an interface, or the beginning of one, that a mode cannot do without.
-fn interface_name(flag: &'static str, text: &str, remedy: &'static str) -> Result<String, ConfigError> {
-    let fail = |problem: &str| Err(error(flag, text, problem.to_owned(), remedy));
-    match text.trim() {
-        "" => fail("is needed by this --detect-local-mode"),
-        name if name.len() > LONGEST_INTERFACE_NAME => fail("is longer than a name can be"),
-        name if name.contains(|c: char| c == '/' || c.is_whitespace()) => fail("cannot be in a name"),
-        name => Ok(name.to_owned()),
-    }
-}
-
-/// Prefixes and words (S81).
-fn node_port_addresses(text: &str, loopback_allowed: bool) -> Result<NodePortAddresses, ConfigError> {
-    const REMEDY: &str = "write prefixes such as 192.0.2.0/24,fd00::/64 and the words all, primary and localhost, or nothing for all addresses";
-    let mut addresses = NodePortAddresses {
-        loopback_allowed,
-        ..NodePortAddresses::default()
-    };
-    for part in text.split(',').map(str::trim).filter(|_| !text.trim().is_empty()) {
-        match part {
-            "all" => addresses.all = true,
-            "primary" => addresses.primary = true,
-            "localhost" => addresses.prefixes.extend(NodePortAddresses::LOCALHOST),
-            part => {
-                let problem = || format!("{part:?} is neither a prefix nor a word that is known");
-                let prefix = parse_cidr(part).ok_or_else(|| error("--nodeport-addresses", text, problem(), REMEDY))?;
-                addresses.prefixes.push(prefix.trunc());
-            }
-        }
-    }
-    Ok(addresses)
-}
-
-/// Gates that nobody here knows are another component's, or older or newer than this one.
-fn feature_gates(text: &str) -> Result<FeatureGates, ConfigError> {
-    let remedy = "write name=true or name=false, separated by commas";
-    let (gates, unknown) =
-        FeatureGates::parse(text).map_err(|problem| error("--feature-gates", text, problem, remedy))?;
-    for gate in unknown {
-        tracing::warn!(gate, "unknown feature gate, ignored");
-    }
-    Ok(gates)
-}
-
-/// An empty text means nowhere (S174).
-fn bind_address(flag: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
-    if text.trim().is_empty() {
-        return Ok(None);
-    }
-    let address = text.trim().parse();
-    address.map(Some).map_err(|_| {
-        let remedy = "write an IP address and a port, such as 0.0.0.0:10256 or [::]:10256, or nothing to switch it off";
-        error(flag, text, "is not an address with a port".to_owned(), remedy)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cidrs_one_per_family() {
-        let texts = |text| cluster_cidrs(text).map(|cidrs| cidrs.iter().map(ToString::to_string).collect::<Vec<_>>());
-        assert_eq!(texts(""), Ok(vec![]));
-        assert_eq!(texts("10.244.1.0/16").unwrap(), ["10.244.0.0/16"]);
-        assert_eq!(
-            texts("fd00::/56, 10.244.0.0/16").unwrap(),
-            ["fd00::/56", "10.244.0.0/16"]
-        );
-        for bad in ["10.244.0.0", ",", "10.0.0.0/8,", "10.0.0.0/8,10.1.0.0/16"] {
-            let text = texts(bad).unwrap_err().to_string();
-            assert!(text.starts_with(&format!("--cluster-cidr {bad:?}: ")), "{text}");
-        }
-    }
-
-    /// A command line with these options of `run`.
-    fn config(options: &[&str]) -> Result<RunConfig, String> {
-        use clap::Parser;
-        #[derive(Parser)]
-        struct Line {
-            #[command(flatten)]
-            run: RunArgs,
-        }
-        let line = Line::try_parse_from([&["run"], options].concat()).map_err(|error| error.to_string())?;
-        RunConfig::from_args(&line.run).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn addresses_of_node_ports() {
-        let everything = NodePortAddresses::default();
-        assert_eq!(node_port_addresses(" ", true), Ok(everything.clone()), "S83");
-        let prefixes = ["192.0.2.0/24", "fd00::/64"].map(|text| text.parse().unwrap());
-        let chosen = NodePortAddresses {
-            prefixes: prefixes.to_vec(),
-            ..everything.clone()
-        };
-        assert_eq!(node_port_addresses("192.0.2.7/24, fd00::/64", true), Ok(chosen), "S81");
-        let mixed = NodePortAddresses {
-            all: true,
-            primary: true,
-            prefixes: [&NodePortAddresses::LOCALHOST[..], &prefixes[..1]].concat(),
-            loopback_allowed: false,
-        };
-        let text = "primary,localhost, all,192.0.2.0/24";
-        assert_eq!(node_port_addresses(text, false), Ok(mixed), "S81: words and prefixes");
-        for bad in ["192.0.2.1", "primary,,192.0.2.0/24", ",", "Primary"] {
-            assert!(node_port_addresses(bad, true).is_err(), "{bad}");
-        }
-        let loopback = |options: &[&str]| config(options).unwrap().datapath.node_port_addresses.loopback_allowed;
-        assert!(loopback(&[]) && loopback(&["--localhost-nodeports"]));
-        assert!(!loopback(&["--localhost-nodeports=false"]));
-    }
-
-    #[test]
-    fn ways_to_tell_pods() {
-        let pods = |options: &[&str]| config(options).map(|config| config.datapath.pods);
-        assert_eq!(pods(&[]), Ok(PodDetection::ClusterCidr(vec![])), "S115: no detection");
-        let cidr = ["--cluster-cidr", "10.244.0.0/16"];
-        let cidrs = vec!["10.244.0.0/16".parse().unwrap()];
-        assert_eq!(pods(&cidr), Ok(PodDetection::ClusterCidr(cidrs)), "S114");
-        assert_eq!(pods(&["--detect-local-mode", "NodeCIDR"]), Ok(PodDetection::NodeCidr));
-        let bridge = ["--detect-local-mode", "BridgeInterface", "--pod-bridge-interface"];
-        let prefix = [
-            "--detect-local-mode",
-            "InterfaceNamePrefix",
-            "--pod-interface-name-prefix",
-        ];
-        assert_eq!(
-            pods(&[&bridge[..], &["cni0"]].concat()),
-            Ok(PodDetection::Bridge("cni0".to_owned()))
-        );
-        let veth = PodDetection::InterfacePrefix("veth".to_owned());
-        assert_eq!(pods(&[&prefix[..], &["veth"]].concat()), Ok(veth));
-        for (mode, bad) in [
-            (bridge, ""),
-            (prefix, ""),
-            (bridge, "a/b"),
-            (prefix, "abcdefghijklmnop"),
-        ] {
-            let text = pods(&[&mode[..], &[bad]].concat()).unwrap_err();
-            assert!(text.starts_with(&format!("{} {bad:?}: ", mode[2])), "{text}");
-        }
-        assert!(pods(&["--detect-local-mode", "BridgeInterface"]).is_err());
-        assert!(pods(&["--detect-local-mode", "clustercidr"]).is_err());
-    }
-
-    #[test]
-    fn gates_are_read() {
-        let gate = |text: &str| config(&["--feature-gates", text]).map(|config| config.gates.service_external_ips);
-        assert_eq!(gate("AllowServiceExternalIPs=false,Other=true"), Ok(false), "S100");
-        let text = gate("AllowServiceExternalIPs").unwrap_err();
-        assert!(
-            text.starts_with("--feature-gates \"AllowServiceExternalIPs\": "),
-            "{text}"
-        );
-    }
-
-    #[test]
-    fn bind_addresses() {
-        assert_eq!(bind_address("--x", ""), Ok(None));
-        assert_eq!(bind_address("--x", "[::]:1"), Ok(Some("[::]:1".parse().unwrap())));
-        assert!(bind_address("--x", "localhost:1").is_err());
-        assert!(bind_address("--x", "0.0.0.0").is_err());
-    }
-
-    #[test]
-    fn names_are_lower_case() {
-        assert_eq!(node_name(" Node-A\n").unwrap(), "node-a");
-        assert!(!node_name("").unwrap().is_empty());
-    }
+    Ok(file.document)
 }

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 mod configz;
 pub mod datapath;
+mod dry_run;
 mod duration;
 pub mod gates;
 pub mod health;

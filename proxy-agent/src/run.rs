@@ -38,12 +38,21 @@ const NETLINK_RETRY: Duration = Duration::from_secs(5);
 
 /// Runs an agent until it is told to stop.
 pub fn run(config: RunConfig) -> anyhow::Result<()> {
+    block_on(run_async(config))
+}
+
+/// Makes and pins the maps and has the kernel verify the programs: everything of the start that changes nothing.
+pub fn prepare(config: RunConfig) -> anyhow::Result<()> {
+    block_on(async { Datapath::prepare(&config.datapath).context("preparing the datapath") })
+}
+
+pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("starting the runtime")?
-        .block_on(run_async(config))
+        .block_on(future)
 }
 
 async fn run_async(config: RunConfig) -> anyhow::Result<()> {
@@ -108,15 +117,17 @@ async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<M
 }
 
 /// Gives where Events about Services can be published.
-async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
-    let converter = Converter::new(config.node_name.clone()).with_external_ips(config.gates.service_external_ips);
+pub(crate) async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
+    let converter = Converter::new(config.node_name.clone())
+        .with_external_ips(config.gates.service_external_ips)
+        .with_node_ip(config.node_ip);
     match &config.source {
         SourceConfig::Manifests(dir) => {
             source::manifests::watch(dir.clone(), converter, events)?;
             Ok(Events::default())
         }
-        SourceConfig::ApiServer(kubeconfig) => {
-            let client = source::client::open(kubeconfig.as_deref()).await?;
+        SourceConfig::ApiServer(server) => {
+            let client = source::client::open(server).await?;
             let service_events = Events::start(client.clone(), config.node_name.clone());
             tokio::spawn(source::kube::watch(client, converter, events));
             Ok(service_events)

@@ -212,10 +212,14 @@ fn the_metrics_server_s_paths() {
     let config = &config["kubeproxy.config.k8s.io"];
     assert_eq!(config["hostnameOverride"], "node1");
     assert_eq!(config["nodePortAddresses"], json!(["192.0.2.0/24"]));
-    assert_eq!(
-        config["ebpf"],
-        json!({"localhostNodePorts": true, "masqueradeAll": false, "minSyncPeriod": "1s", "syncPeriod": "30s"})
-    );
+    for (field, value) in [
+        ("localhostNodePorts", json!(true)),
+        ("masqueradeAll", json!(false)),
+        ("minSyncPeriod", json!("1s")),
+        ("syncPeriod", json!("30s")),
+    ] {
+        assert_eq!(config["ebpf"][field], value, "{field}");
+    }
     assert_eq!(
         config["conntrack"],
         json!({"tcpCloseWaitTimeout": "1h0m0s", "tcpEstablishedTimeout": "24h0m0s", "udpStreamTimeout": "3m0s",

@@ -1,10 +1,15 @@
-//! The options that are durations.
+//! The options that are durations, and the section of a mode that some of them are in.
 
 use std::time::Duration;
 
-use super::{ConfigError, error};
-use crate::cli::RunArgs;
+use super::document::{Conntrack, Document, Ebpf};
+use super::words::ModeArg;
+use super::{ConfigError, Origin};
 use crate::datapath::Timeouts;
+
+/// Quick enough for tests of readiness, slow enough to take in together what belongs together.
+const MIN_SYNC: Duration = Duration::from_millis(10);
+const SYNC: Duration = Duration::from_secs(30);
 
 /// When changes are applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -15,113 +20,117 @@ pub struct Intervals {
     pub sync: Duration,
 }
 
-fn duration(flag: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    let problem = || "is not a duration".to_owned();
-    let remedy = "write a number with a unit, such as 30s, 500ms or 1h30m, or 0";
-    crate::duration::parse(text.trim()).ok_or_else(|| error(flag, text, problem(), remedy))
+/// What kube-proxy has once for each of its modes, from the section of the one that is named; iptables is its default.
+#[derive(Default)]
+pub(super) struct Section<'a> {
+    pub(super) name: &'static str,
+    pub(super) masquerade_all: Option<bool>,
+    pub(super) localhost_node_ports: Option<bool>,
+    pub(super) min_sync: Option<&'a str>,
+    pub(super) sync: Option<&'a str>,
 }
 
-/// 0 keeps the default, as kube-proxy keeps the kernel's (S151).
-pub(super) fn timeouts(args: &RunArgs) -> Result<Timeouts, ConfigError> {
-    let chosen =
-        |flag, text: &str, default| Ok(Some(duration(flag, text)?).filter(|d| !d.is_zero()).unwrap_or(default));
+impl<'a> Section<'a> {
+    pub(super) fn of(document: &'a Document, mode: ModeArg) -> Self {
+        let iptables = &document.iptables;
+        let all = Self {
+            name: "iptables",
+            masquerade_all: iptables.masquerade_all,
+            localhost_node_ports: iptables.localhost_node_ports,
+            min_sync: iptables.min_sync_period.as_deref(),
+            sync: iptables.sync_period.as_deref(),
+        };
+        match mode {
+            ModeArg::Ebpf | ModeArg::Iptables => all,
+            // The other settings of iptables are those of ipvs as well.
+            ModeArg::Ipvs => Self {
+                name: "ipvs",
+                min_sync: document.ipvs.min_sync_period.as_deref(),
+                sync: document.ipvs.sync_period.as_deref(),
+                ..all
+            },
+            ModeArg::Nftables => Self {
+                name: "nftables",
+                masquerade_all: document.nftables.masquerade_all,
+                localhost_node_ports: None,
+                min_sync: document.nftables.min_sync_period.as_deref(),
+                sync: document.nftables.sync_period.as_deref(),
+            },
+        }
+    }
+}
+
+fn duration(origin: &Origin, field: &str, text: &str) -> Result<Duration, ConfigError> {
+    let remedy = "write a number with a unit, such as 30s, 500ms or 1h30m, or 0";
+    let fail = || origin.error(field, text, "is not a duration", remedy);
+    crate::duration::parse(text.trim()).ok_or_else(fail)
+}
+
+/// Nothing and 0 are the default, as kube-proxy fills them in (S151).
+fn or_default(origin: &Origin, field: &str, text: Option<&str>, default: Duration) -> Result<Duration, ConfigError> {
+    let given = match text.filter(|text| !text.trim().is_empty()) {
+        Some(text) => duration(origin, field, text)?,
+        None => Duration::ZERO,
+    };
+    Ok(if given.is_zero() { default } else { given })
+}
+
+/// How long silent connections are remembered.
+pub(super) fn timeouts(given: &Conntrack, origin: &Origin) -> Result<Timeouts, ConfigError> {
     let default = Timeouts::default();
+    let chosen = |field, text: &Option<String>, default| or_default(origin, field, text.as_deref(), default);
     Ok(Timeouts {
         tcp_established: chosen(
-            "--conntrack-tcp-timeout-established",
-            &args.conntrack_tcp_timeout_established,
+            "conntrack.tcpEstablishedTimeout",
+            &given.tcp_established_timeout,
             default.tcp_established,
         )?,
         tcp_half_closed: chosen(
-            "--conntrack-tcp-timeout-close-wait",
-            &args.conntrack_tcp_timeout_close_wait,
+            "conntrack.tcpCloseWaitTimeout",
+            &given.tcp_close_wait_timeout,
             default.tcp_half_closed,
         )?,
-        udp_unanswered: chosen(
-            "--conntrack-udp-timeout",
-            &args.conntrack_udp_timeout,
-            default.udp_unanswered,
-        )?,
+        udp_unanswered: chosen("conntrack.udpTimeout", &given.udp_timeout, default.udp_unanswered)?,
         udp_answered: chosen(
-            "--conntrack-udp-timeout-stream",
-            &args.conntrack_udp_timeout_stream,
+            "conntrack.udpStreamTimeout",
+            &given.udp_stream_timeout,
             default.udp_answered,
         )?,
     })
 }
 
-/// As kube-proxy checks them.
-pub(super) fn intervals(min_sync: &str, sync: &str) -> Result<Intervals, ConfigError> {
-    let intervals = Intervals {
-        min_sync: duration("--min-sync-period", min_sync)?,
-        sync: duration("--sync-period", sync)?,
+/// As kube-proxy checks them. What our own section and the flags say is taken by the word: 0 is at once.
+pub(super) fn intervals(ebpf: &Ebpf, section: &Section<'_>, origin: &Origin) -> Result<Intervals, ConfigError> {
+    let read = |name: &str, own: &Option<String>, theirs: Option<&str>, default| match own {
+        Some(text) => {
+            let field = format!("ebpf.{name}");
+            let given = duration(origin, &field, text)?;
+            Ok((given, field, text.clone()))
+        }
+        None => {
+            let field = format!("{}.{name}", section.name);
+            let given = or_default(origin, &field, theirs, default)?;
+            Ok((given, field, crate::duration::text(given)))
+        }
     };
-    if intervals.sync.is_zero() {
-        let problem = "what fails has to be tried again at some time".to_owned();
-        return Err(error(
-            "--sync-period",
-            sync,
+    let (sync, sync_field, sync_text) = read("syncPeriod", &ebpf.sync_period, section.sync, SYNC)?;
+    if sync.is_zero() {
+        let problem = "what fails has to be tried again at some time";
+        return Err(origin.error(
+            &sync_field,
+            &sync_text,
             problem,
             "write a duration above 0, such as 30s",
         ));
     }
-    if intervals.min_sync > intervals.sync {
-        let problem = format!("is longer than --sync-period {sync}");
-        let remedy = "write a shorter one, or a longer --sync-period";
-        return Err(error("--min-sync-period", min_sync, problem, remedy));
+    // A default gives way to what is said.
+    let min_default = MIN_SYNC.min(sync);
+    let (min_sync, field, text) = read("minSyncPeriod", &ebpf.min_sync_period, section.min_sync, min_default)?;
+    if min_sync > sync {
+        let sync_place = origin.place(&sync_field);
+        let problem = format!("is longer than {sync_place} {sync_text}");
+        let remedy = format!("write a shorter one, or a longer {sync_place}");
+        return Err(origin.error(&field, &text, &problem, remedy));
     }
-    Ok(intervals)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn intervals_are_checked_as_kube_proxy_does() {
-        let given = intervals("1s", "1m").unwrap();
-        assert_eq!((given.min_sync.as_secs(), given.sync.as_secs()), (1, 60));
-        assert_eq!(intervals("0", "30s").unwrap().min_sync, Duration::ZERO, "S162: at once");
-        for (min, sync, flag) in [
-            ("x", "30s", "--min-sync-period \"x\": "),
-            ("-1s", "30s", "--min-sync-period \"-1s\": "),
-            ("0", "0", "--sync-period \"0\": "),
-            ("1m", "30s", "--min-sync-period \"1m\": "),
-        ] {
-            let text = intervals(min, sync).unwrap_err().to_string();
-            assert!(text.starts_with(flag), "{text}");
-        }
-    }
-
-    #[test]
-    fn timeouts_by_flag() {
-        #[derive(clap::Parser)]
-        struct Run {
-            #[command(flatten)]
-            args: RunArgs,
-        }
-        let parse = |flags: &[&str]| {
-            let args = [&["run"], flags].concat();
-            timeouts(&<Run as clap::Parser>::parse_from(args).args)
-        };
-        assert_eq!(parse(&[]), Ok(Timeouts::default()));
-        let seconds = Duration::from_secs;
-        assert_eq!(
-            parse(&[
-                "--conntrack-tcp-timeout-established=2h",
-                "--conntrack-tcp-timeout-close-wait=0",
-                "--conntrack-udp-timeout=45s",
-                "--conntrack-udp-timeout-stream=90s",
-            ]),
-            Ok(Timeouts {
-                tcp_established: seconds(7_200),
-                tcp_half_closed: seconds(3_600),
-                udp_unanswered: seconds(45),
-                udp_answered: seconds(90),
-            }),
-            "S151"
-        );
-        let text = parse(&["--conntrack-udp-timeout=soon"]).unwrap_err().to_string();
-        assert!(text.starts_with("--conntrack-udp-timeout \"soon\": "), "{text}");
-    }
+    Ok(Intervals { min_sync, sync })
 }

@@ -203,6 +203,11 @@ impl Datapath {
         })
     }
 
+    /// Opens or makes the pinned maps, loads and verifies all programs, and lets go of them: what [`Self::open`] could fail at.
+    pub fn prepare(options: &Options) -> Result<(), DatapathError> {
+        loader::load(options).map(drop)
+    }
+
     /// Applies the plans of changed service ports (`None`: gone). Until [`Self::complete`] has been called once nothing is deleted
     /// that a former agent left.
     pub fn apply(&mut self, changes: Vec<(ServicePortName, Option<ServicePortPlan>)>) -> SyncReport {

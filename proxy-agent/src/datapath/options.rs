@@ -161,6 +161,9 @@ impl Default for Timeouts {
     }
 }
 
+/// What is put around a pattern to make it match a whole name.
+const WHOLE: (&str, &str) = ("^(?:", ")$");
+
 /// Which interfaces carry the packet programs: every one but loopback whose whole name matches `include` (if there is one) and
 /// does not match `exclude` as a whole.
 #[derive(Clone, Debug, Default)]
@@ -177,7 +180,7 @@ impl InterfaceFilter {
                 .map(|pattern| {
                     // Compiled alone first: `a)(b` must not become valid by being wrapped.
                     Regex::new(pattern)?;
-                    Regex::new(&format!("^(?:{pattern})$"))
+                    Regex::new(&[WHOLE.0, pattern, WHOLE.1].concat())
                 })
                 .transpose()
         };
@@ -185,6 +188,12 @@ impl InterfaceFilter {
             include: whole(include)?,
             exclude: whole(exclude)?,
         })
+    }
+
+    /// What it was made from: which to take, which to leave out.
+    pub fn patterns(&self) -> [Option<&str>; 2] {
+        [&self.include, &self.exclude]
+            .map(|regex| regex.as_ref()?.as_str().strip_prefix(WHOLE.0)?.strip_suffix(WHOLE.1))
     }
 
     /// May the interface of this name carry the programs?
@@ -237,6 +246,7 @@ mod tests {
         assert!(filter.accepts("veth1"));
         assert!(!filter.accepts("veth9"));
         assert!(filter.accepts("veth99"));
+        assert_eq!(filter.patterns(), [Some("eth0|veth.*"), Some("veth9")]);
         assert!(InterfaceFilter::default().accepts("anything"));
         assert!(InterfaceFilter::new(Some("a)(b"), None).is_err());
     }

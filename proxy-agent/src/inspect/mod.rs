@@ -4,6 +4,7 @@
 //! What must stay true: JSON and YAML field names are stable; rows come in a stable order.
 
 mod output;
+mod planned;
 mod rows;
 
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use serde::Serialize;
 use crate::datapath::{self, TableError};
 
 pub use output::Output;
+pub(crate) use output::yaml;
+pub use planned::{PlannedFrontend, PlannedPort, PlannedSet, planned};
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
 
 /// Which rows are shown. What is not set does not restrict.

@@ -52,21 +52,26 @@ pub(super) fn render<R: Columns>(rows: &[R], output: Output) -> Result<String, I
 
 pub(super) fn serialize(value: &impl Serialize, output: Output) -> Result<String, InspectError> {
     if output == Output::Yaml {
-        let mut text = String::new();
-        yaml(&serde_json::to_value(value)?, 0, &mut text);
-        return Ok(text);
+        return Ok(yaml(&serde_json::to_value(value)?));
     }
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
+/// A value as YAML.
+pub(crate) fn yaml(value: &Value) -> String {
+    let mut text = String::new();
+    write_yaml(value, 0, &mut text);
+    text
+}
+
 /// Block style for objects and arrays; scalars as JSON writes them, which is YAML too.
-fn yaml(value: &Value, depth: usize, text: &mut String) {
+fn write_yaml(value: &Value, depth: usize, text: &mut String) {
     let indent = "  ".repeat(depth);
     match value {
         Value::Array(items) if !items.is_empty() => {
             for item in items {
                 let start = text.len();
-                yaml(item, depth + 1, text);
+                write_yaml(item, depth + 1, text);
                 // The first line of the item moves up to its dash.
                 text.replace_range(start..start + 2 * depth + 2, &format!("{indent}- "));
             }
@@ -81,7 +86,7 @@ fn yaml(value: &Value, depth: usize, text: &mut String) {
                 let _infallible = write!(text, "{indent}{name}:");
                 if is_block {
                     text.push('\n');
-                    yaml(field, depth + 1, text);
+                    write_yaml(field, depth + 1, text);
                 } else {
                     let _infallible = writeln!(text, " {field}");
                 }
@@ -93,7 +98,7 @@ fn yaml(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
-fn or_none(text: &str) -> String {
+pub(super) fn or_none(text: &str) -> String {
     if text.is_empty() {
         "<none>".to_owned()
     } else {

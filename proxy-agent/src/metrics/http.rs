@@ -10,7 +10,7 @@ use axum::routing::get;
 use serde_json::Value;
 
 use super::Metrics;
-use crate::configz::MODE;
+use crate::config::MODE;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

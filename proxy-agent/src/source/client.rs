@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use axum::http::Uri;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -13,6 +14,9 @@ use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tower::ServiceBuilder;
+use tower::limit::RateLimitLayer;
+
+use crate::config::{ApiServer, Rate};
 
 /// A server that takes longer to accept a connection is tried again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,8 +29,8 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// Why the API server cannot be watched at all.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// The file given with `--kubeconfig` is unusable.
-    #[error("--kubeconfig {path}: {source}; give a kubeconfig file with a current context")]
+    /// The kubeconfig file is unusable.
+    #[error("kubeconfig {path}: {source}; give a kubeconfig file with a current context")]
     Kubeconfig {
         /// The file.
         path: String,
@@ -34,24 +38,39 @@ pub enum ClientError {
         source: kube::config::KubeconfigError,
     },
     /// We are not in a pod.
-    #[error("neither --kubeconfig nor --manifests is given, and this is not a pod: {0}")]
+    #[error(
+        "neither --kubeconfig (or clientConnection.kubeconfig), --master nor --manifests is given, and this is not a pod: {0}"
+    )]
     InCluster(#[from] kube::config::InClusterError),
+    /// The address given with `--master` is unusable.
+    #[error("--master {0}: is not the address of a server; write a URL such as https://192.0.2.10:6443")]
+    Master(String),
     /// The client cannot be made.
     #[error("no client for the API server could be made: {0}")]
     Client(#[from] kube::Error),
 }
 
 /// A client for the file, or for the service account of this pod. In a pod the address is taken from `KUBERNETES_SERVICE_HOST` and
-/// `KUBERNETES_SERVICE_PORT`; set them in the pod's manifest to an address that does not need this proxy (S192).
-pub async fn open(kubeconfig: Option<&Path>) -> Result<Client, ClientError> {
-    let config = match kubeconfig {
-        Some(path) => read_kubeconfig(path).await.map_err(|source| ClientError::Kubeconfig {
+/// `KUBERNETES_SERVICE_PORT`; set them in the pod's manifest to an address that does not need this proxy, or give it with
+/// `--master` (S192).
+pub async fn open(server: &ApiServer) -> Result<Client, ClientError> {
+    let master = match &server.master {
+        Some(url) => Some(url.parse::<Uri>().map_err(|_| ClientError::Master(url.clone()))?),
+        None => None,
+    };
+    let mut config = match (&server.kubeconfig, &master) {
+        (Some(path), _) => read_kubeconfig(path).await.map_err(|source| ClientError::Kubeconfig {
             path: path.display().to_string(),
             source,
         })?,
-        None => Config::incluster()?,
+        (None, None) => Config::incluster()?,
+        // Outside of a pod, a server that asks nobody who they are.
+        (None, Some(url)) => Config::incluster().unwrap_or_else(|_| Config::new(url.clone())),
     };
-    Ok(connect(config)?)
+    if let Some(url) = master {
+        config.cluster_url = url;
+    }
+    Ok(connect(config, server.rate)?)
 }
 
 async fn read_kubeconfig(path: &Path) -> Result<Config, kube::config::KubeconfigError> {
@@ -59,7 +78,7 @@ async fn read_kubeconfig(path: &Path) -> Result<Config, kube::config::Kubeconfig
 }
 
 /// As [`Client::try_from`], whose connections do not probe: without an answer from the other side it would wait for five minutes.
-fn connect(config: Config) -> Result<Client, kube::Error> {
+fn connect(config: Config, rate: Option<Rate>) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
         return Client::try_from(config);
     }
@@ -72,7 +91,15 @@ fn connect(config: Config) -> Result<Client, kube::Error> {
     tcp.set_keepalive_retries(Some(KEEPALIVE_PROBES));
     let http = legacy::Client::builder(TokioExecutor::new())
         .build::<_, Body>(config.rustls_https_connector_with_connector(tcp)?);
+    // As many as are allowed at once, in the time in which so many are allowed on average.
+    let limit = rate.map(|rate| {
+        RateLimitLayer::new(
+            rate.burst.into(),
+            Duration::from_secs_f64(f64::from(rate.burst) / rate.qps),
+        )
+    });
     let service = ServiceBuilder::new()
+        .option_layer(limit)
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)

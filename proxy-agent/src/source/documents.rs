@@ -58,12 +58,7 @@ impl Object {
 /// Reads the documents of a file. `file` names it in warnings.
 pub(super) fn read(file: &str, text: &str, is_json: bool, converter: &mut Converter) -> Contents {
     let mut contents = Contents::default();
-    let documents = if is_json {
-        json_documents(text)
-    } else {
-        yaml_documents(text)
-    };
-    for (index, document) in documents.into_iter().enumerate() {
+    for (index, document) in values(text, is_json).into_iter().enumerate() {
         let place = format!("{file}, document {}", index + 1);
         match document {
             Ok(value) => read_value(&place, value, None, converter, &mut contents),
@@ -86,6 +81,15 @@ pub(super) fn file_warning(object: String, field: &str, problem: String, remedy:
         field: field.to_owned(),
         problem,
         remedy,
+    }
+}
+
+/// The documents of a text, or what is wrong with each.
+pub(crate) fn values(text: &str, is_json: bool) -> Vec<Result<Value, String>> {
+    if is_json {
+        json_documents(text)
+    } else {
+        yaml_documents(text)
     }
 }
 

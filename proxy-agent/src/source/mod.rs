@@ -12,6 +12,8 @@ pub mod objects;
 
 use std::fmt;
 
+pub(crate) use documents::values as document_values;
+
 use crate::model::Change;
 
 /// What a source has to say.

@@ -31,6 +31,7 @@ const IGNORE_LABELS: [&str; 2] = [
 pub struct Converter {
     node_name: Arc<str>,
     external_ips: bool,
+    node_ip: Option<IpAddr>,
     warnings: Vec<Warning>,
 }
 
@@ -133,6 +134,7 @@ impl Converter {
         Self {
             node_name: node_name.into(),
             external_ips: true,
+            node_ip: None,
             warnings: Vec::new(),
         }
     }
@@ -140,6 +142,11 @@ impl Converter {
     /// The same, with `spec.externalIPs` of Services honoured or not (S100).
     pub fn with_external_ips(self, external_ips: bool) -> Self {
         Self { external_ips, ..self }
+    }
+
+    /// The same, with this address of the own node before those of its object (S184).
+    pub fn with_node_ip(self, node_ip: Option<IpAddr>) -> Self {
+        Self { node_ip, ..self }
     }
 
     /// Name of the own node.

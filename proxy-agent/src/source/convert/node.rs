@@ -19,6 +19,7 @@ impl Converter {
         if object.metadata.name.as_deref() != Some(&*self.node_name) {
             return None;
         }
+        let node_ip = self.node_ip;
         let mut report = self.reporter(Kind::Node, &ObjectName::new("", self.node_name.clone()));
         let taints = object.spec.given().and_then(|spec| spec.taints.given());
         let tainted = taints
@@ -29,17 +30,17 @@ impl Converter {
             zone: label(&object.metadata, ZONE_LABEL)
                 .filter(|zone| !zone.is_empty())
                 .map(Into::into),
-            ips: node_ips(object),
+            ips: node_ips(object, node_ip),
             pod_cidrs: pod_cidrs(object, &mut report),
             leaving: tainted || object.metadata.deletion_timestamp.is_some(),
         })
     }
 }
 
-/// The node's address of each family (S184): internal ones before external ones, in the order of the object.
-fn node_ips(object: &objects::Node) -> Vec<IpAddr> {
+/// The node's address of each family (S184): the one that was given, internal ones before external ones, in the order of the object.
+fn node_ips(object: &objects::Node, given: Option<IpAddr>) -> Vec<IpAddr> {
     let addresses = object.status.given().and_then(|status| status.addresses.given());
-    let mut ips: Vec<IpAddr> = Vec::new();
+    let mut ips: Vec<IpAddr> = given.into_iter().collect();
     for kind in ["InternalIP", "ExternalIP"] {
         let of_kind = addresses
             .into_iter()
