@@ -1,6 +1,8 @@
 //! The command line: what can be said, and the one place that reads arguments and environment. What the words mean is decided in
 //! [`crate::config`].
 
+mod tools;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,6 +54,8 @@ enum Command {
         #[command(flatten)]
         pins: Pins,
     },
+    #[command(flatten)]
+    Tool(tools::Tool),
 }
 
 #[derive(Subcommand, Debug)]
@@ -297,7 +301,7 @@ impl From<OutputArg> for Output {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     match execute(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("proxy-agent: {error:#}");
             ExitCode::FAILURE
@@ -305,11 +309,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> anyhow::Result<()> {
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
     let text = match command {
         Command::Run(args) => {
             init_log();
-            return run::run(RunConfig::from_args(&args)?);
+            return run::run(RunConfig::from_args(&args)?).map(|()| ExitCode::SUCCESS);
+        }
+        Command::Tool(tool) => {
+            let (text, code) = tool.execute()?;
+            return print(&text).map(|()| code);
         }
         Command::Cleanup { pins } => {
             let report = datapath::cleanup(&pins.bpf_dir)?;
@@ -332,7 +340,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             inspect::connections(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
     };
-    print(&text)
+    print(&text).map(|()| ExitCode::SUCCESS)
 }
 
 /// A reader that has seen enough (`| head`) is no error.

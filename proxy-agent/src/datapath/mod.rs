@@ -9,6 +9,7 @@ mod affinity;
 mod cgroup;
 mod classic;
 mod cleanup;
+pub(crate) mod constants;
 mod error;
 mod flows;
 mod gc;

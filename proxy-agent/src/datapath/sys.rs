@@ -91,6 +91,20 @@ pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: &u32, cpus: usize) -> io:
     Ok(values)
 }
 
+/// The value under `key` of a map whose values have `size` bytes that only the caller knows how to read.
+pub(crate) fn lookup_bytes(map: BorrowedFd<'_>, key: &u32, size: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; size];
+    let mut attr = Element {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: address(key),
+        value: value.as_mut_ptr().addr() as u64,
+        flags: 0,
+    };
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+    Ok(value)
+}
+
 /// Writes `value` under `key`, in one step for readers of a hash map.
 pub(crate) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = Element {

@@ -3,6 +3,7 @@
 //!
 //! What must stay true: JSON and YAML field names are stable; rows come in a stable order.
 
+pub mod explain;
 mod output;
 mod rows;
 
@@ -52,6 +53,12 @@ pub enum InspectError {
         /// Name asked for.
         name: String,
     },
+    /// An address is not of the family it should be.
+    #[error("SRC and DST are of different families: give both as IPv4 or both as IPv6 addresses")]
+    Families,
+    /// The node has many addresses, and it counts which.
+    #[error("the Service has source ranges, so it counts which address the node has: give SRC as one of its addresses")]
+    WhichAddress,
     /// The output could not be written.
     #[error("the output could not be formatted")]
     Format(#[from] serde_json::Error),
