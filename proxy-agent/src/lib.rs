@@ -20,3 +20,4 @@ pub mod plan;
 pub mod run;
 mod server;
 pub mod source;
+pub mod verify;

@@ -5,8 +5,13 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{CommandFactory, Subcommand};
 
-use super::{Cli, View};
+use super::{Cli, OutputArg, RunArgs, View};
+use crate::config::RunConfig;
 use crate::inspect::explain::{self, Question};
+use crate::{inspect, verify};
+
+/// Exit code of a comparison that did not take place.
+const COULD_NOT_LOOK: u8 = 2;
 
 /// Commands beside those that list.
 #[derive(Subcommand, Debug)]
@@ -29,6 +34,20 @@ pub(super) enum Tool {
         interface: Option<String>,
         #[command(flatten)]
         view: View,
+    },
+    /// Compare what this node's kernel holds with what the cluster says it should hold.
+    ///
+    /// Give it the options of the agent: it plans as the agent does, and compares. Nothing is changed. Exit code: 0 if all is as it
+    /// should be, 1 if something differs, 2 if it could not look.
+    #[command(
+        after_help = "Example:\n  proxy-agent verify --node-name node-a --kubeconfig /etc/kubernetes/proxy.conf --cluster-cidr 10.244.0.0/16"
+    )]
+    Verify {
+        #[command(flatten)]
+        run: Box<RunArgs>,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: OutputArg,
     },
     /// Print what a shell needs to complete this command.
     #[command(after_help = "Example:\n  proxy-agent completion bash > /etc/bash_completion.d/proxy-agent")]
@@ -54,6 +73,21 @@ impl Tool {
             } => {
                 let question = Question::parse(&source, &destination, interface.as_deref())?;
                 explain::explain(&view.pins.bpf_dir, &question, view.output.into())?
+            }
+            Self::Verify { run, output } => {
+                super::init_log();
+                let found = RunConfig::from_args(&run)
+                    .map_err(Into::into)
+                    .and_then(|config| verify::differences(&config));
+                let found = match found {
+                    Ok(found) => found,
+                    Err(error) => {
+                        eprintln!("proxy-agent: {error:#}");
+                        return Ok((String::new(), ExitCode::from(COULD_NOT_LOOK)));
+                    }
+                };
+                let text = inspect::differences(&found, output.into())?;
+                return Ok((text, ExitCode::from(u8::from(!found.is_empty()))));
             }
             Self::Completion { shell } => completion(shell)?,
             Self::Man => manual()?,

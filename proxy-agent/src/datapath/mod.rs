@@ -27,6 +27,7 @@ mod settings;
 mod sync;
 pub(crate) mod sys;
 pub(crate) mod tables;
+mod verify;
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -59,6 +60,7 @@ pub use node_port_addresses::NodePortAddresses;
 pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
+pub use verify::{Difference, Wanted, verify};
 
 /// The setting that a full `FRONTENDS4/6` is about.
 const FRONTENDS_SETTING: &str = "--frontends-capacity";

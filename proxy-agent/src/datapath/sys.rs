@@ -432,8 +432,7 @@ pub(crate) enum LinkTarget {
     Other,
 }
 
-/// Where a link is attached.
-pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+fn link_info(link: BorrowedFd<'_>) -> io::Result<RawLinkInfo> {
     let mut info = RawLinkInfo::zeroed();
     let mut attr = Info {
         fd: link.as_raw_fd() as u32,
@@ -441,6 +440,17 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
         info: std::ptr::from_mut(&mut info).addr() as u64,
     };
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Id of the program that a link runs.
+pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(link_info(link)?.prog_id)
+}
+
+/// Where a link is attached.
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let info = link_info(link)?;
     let [first, second, ..] = info.words;
     Ok(if info.kind == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
         LinkTarget::Interface(first)

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use proxy_common::addr::Protocol;
 use serde::Serialize;
 
-use crate::datapath::{self, TableError};
+use crate::datapath::{self, Difference, TableError};
 
 pub use output::Output;
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
@@ -113,6 +113,14 @@ pub fn backends(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<Strin
 /// `connection list`: one row per connection, both directions joined.
 pub fn connections(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<String, InspectError> {
     output::render(&connection_rows(bpf_dir, filter)?, output)
+}
+
+/// `verify`: what differs, or that nothing does.
+pub fn differences(found: &[Difference], output: Output) -> Result<String, InspectError> {
+    match output {
+        Output::Table | Output::Wide if found.is_empty() => Ok("the kernel holds what it should\n".to_owned()),
+        _ => output::render(found, output),
+    }
 }
 
 /// The rows of [`services`].
