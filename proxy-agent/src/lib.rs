@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 mod configz;
 pub mod datapath;
+pub mod doctor;
 mod duration;
 pub mod gates;
 pub mod health;

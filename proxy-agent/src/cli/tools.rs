@@ -7,6 +7,7 @@ use clap::{CommandFactory, Subcommand};
 
 use super::{Cli, OutputArg, RunArgs, View};
 use crate::config::RunConfig;
+use crate::doctor::{self, Status};
 use crate::inspect::explain::{self, Question};
 use crate::{inspect, verify};
 
@@ -43,6 +44,17 @@ pub(super) enum Tool {
         after_help = "Example:\n  proxy-agent verify --node-name node-a --kubeconfig /etc/kubernetes/proxy.conf --cluster-cidr 10.244.0.0/16"
     )]
     Verify {
+        #[command(flatten)]
+        run: Box<RunArgs>,
+        /// How to print it.
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: OutputArg,
+    },
+    /// Look whether this machine is fit for an agent, and what may be in its way.
+    ///
+    /// Give it the options of the agent. Nothing is changed. Exit code: 1 if something fails, 0 otherwise.
+    #[command(after_help = "Example:\n  proxy-agent doctor --kubeconfig /etc/kubernetes/proxy.conf")]
+    Doctor {
         #[command(flatten)]
         run: Box<RunArgs>,
         /// How to print it.
@@ -88,6 +100,12 @@ impl Tool {
                 };
                 let text = inspect::differences(&found, output.into())?;
                 return Ok((text, ExitCode::from(u8::from(!found.is_empty()))));
+            }
+            Self::Doctor { run, output } => {
+                let found = doctor::examine(&run);
+                let fails = found.iter().any(|check| check.status == Status::Fail);
+                let text = inspect::checks(&found, output.into())?;
+                return Ok((text, ExitCode::from(u8::from(fails))));
             }
             Self::Completion { shell } => completion(shell)?,
             Self::Man => manual()?,

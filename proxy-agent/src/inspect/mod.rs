@@ -13,6 +13,7 @@ use proxy_common::addr::Protocol;
 use serde::Serialize;
 
 use crate::datapath::{self, Difference, TableError};
+use crate::doctor::Check;
 
 pub use output::Output;
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
@@ -121,6 +122,11 @@ pub fn differences(found: &[Difference], output: Output) -> Result<String, Inspe
         Output::Table | Output::Wide if found.is_empty() => Ok("the kernel holds what it should\n".to_owned()),
         _ => output::render(found, output),
     }
+}
+
+/// `doctor`: one row per check.
+pub fn checks(found: &[Check], output: Output) -> Result<String, InspectError> {
+    output::render(found, output)
 }
 
 /// The rows of [`services`].

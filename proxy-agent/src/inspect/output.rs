@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::datapath::Difference;
+use crate::doctor::{Check, Status};
 
 use super::{BackendRow, ConnectionRow, InspectError, ServiceRow};
 
@@ -100,6 +101,25 @@ pub(crate) fn or_none(text: &str) -> String {
         "<none>".to_owned()
     } else {
         text.to_owned()
+    }
+}
+
+impl Columns for Check {
+    const HEADINGS: &'static [&'static str] = &["STATUS", "CHECK", "FOUND", "REMEDY"];
+    const NARROW: usize = 4;
+
+    fn cells(&self) -> Vec<String> {
+        let status = match self.status {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Fail => "fail",
+        };
+        vec![
+            status.to_owned(),
+            self.check.to_owned(),
+            self.found.clone(),
+            self.remedy.clone(),
+        ]
     }
 }
 

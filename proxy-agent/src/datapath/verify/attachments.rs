@@ -1,6 +1,6 @@
 //! Are the programs where they should be: on every interface that is to have them, on the cgroup, and working on these maps?
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
@@ -8,13 +8,12 @@ use std::path::Path;
 
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use proxy_common::addr::Addr4;
 use proxy_common::names;
 
 use super::super::classic::{Classic, Filter};
 use super::super::error::DatapathError;
 use super::super::links::{DIRECTIONS, has_tcx, interface_of, program_names};
-use super::super::loader::{Pins, cgroup_id};
+use super::super::loader::{Pins, cgroup_id, pinned_maps};
 use super::super::options::{AttachMode, Options, SocketLb};
 use super::super::probe;
 use super::super::sys::{self, LinkTarget};
@@ -139,18 +138,20 @@ fn wrong_program(id: u32, wanted: &str, loaded: &Loaded) -> Option<(&'static str
 }
 
 fn loaded(pins: &Pins) -> Result<Loaded, DatapathError> {
-    let path = pins.maps.join(names::for_family::<Addr4>(names::FRONTENDS));
-    let failed = |error: &dyn std::fmt::Display| {
-        DatapathError::call("reading", path.display())(io::Error::other(error.to_string()))
-    };
-    let ours = MapInfo::from_pin(&path).map_err(|error| failed(&error))?.id();
+    // Every program uses some of them.
+    let mut ours = HashSet::new();
+    for path in pinned_maps().map(|name| pins.maps.join(name)) {
+        let info = MapInfo::from_pin(&path);
+        let info = info.map_err(|error| DatapathError::call("reading", path.display())(io::Error::other(error)))?;
+        ours.insert(info.id());
+    }
     let mut loaded = Loaded::new();
     for program in loaded_programs() {
         // One that went away while we looked is no error.
         let Ok(program) = program else { continue };
         let maps = program.map_ids().ok().flatten().unwrap_or_default();
         let name = program.name_as_str().unwrap_or_default().to_owned();
-        loaded.insert(program.id(), (name, maps.contains(&ours)));
+        loaded.insert(program.id(), (name, maps.iter().any(|map| ours.contains(map))));
     }
     Ok(loaded)
 }
