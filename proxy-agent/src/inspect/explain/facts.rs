@@ -21,6 +21,10 @@ use crate::datapath::{Pins, TableError, constants, sys};
 
 /// How a row that is looked up by number is read.
 type BySlot<'t, V> = Box<dyn Fn(u32) -> V + 't>;
+/// How an affinity record is read.
+type Records<'t, A> = Box<dyn Fn(&AffinityKey<A>) -> Option<Affinity<A>> + 't>;
+/// How a client is looked for in the source ranges of a service.
+type Ranges<'t, A> = Box<dyn Fn(u32, &A) -> Result<bool, TableError> + 't>;
 
 /// What is known of a family.
 pub(super) struct Facts<'t, A> {
@@ -36,8 +40,8 @@ pub(super) struct Facts<'t, A> {
     pub(super) now: u32,
     pub(super) name: BySlot<'t, String>,
     pub(super) backend: BySlot<'t, Option<Backend<A>>>,
-    pub(super) affinity: Box<dyn Fn(&AffinityKey<A>) -> Option<Affinity<A>> + 't>,
-    pub(super) is_source_allowed: Box<dyn Fn(u32, &A) -> Result<bool, TableError> + 't>,
+    pub(super) affinity: Records<'t, A>,
+    pub(super) is_source_allowed: Ranges<'t, A>,
 }
 
 impl<'t, A: Address> Facts<'t, A> {
