@@ -1,6 +1,8 @@
 //! The command line: what can be said, and the one place that reads arguments and environment. What the words mean is decided in
 //! [`crate::config`].
 
+mod tools;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -56,6 +58,8 @@ enum Command {
         #[command(flatten)]
         pins: Pins,
     },
+    #[command(flatten)]
+    Tool(tools::Tool),
 }
 
 #[derive(Subcommand, Debug)]
@@ -162,7 +166,7 @@ impl From<OutputArg> for Output {
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     match execute(Cli::parse_from(with_command(std::env::args_os())).command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("proxy-agent: {error:#}");
             ExitCode::FAILURE
@@ -180,9 +184,13 @@ fn with_command(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     args
 }
 
-fn execute(command: Command) -> anyhow::Result<()> {
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
     let text = match command {
         Command::Run(command) => run(&command)?,
+        Command::Tool(tool) => {
+            let (text, code) = tool.execute()?;
+            return print(&text).map(|()| code);
+        }
         Command::Config(args) => {
             let (config, remarks) = RunConfig::from_args(&args)?;
             warn(&remarks);
@@ -203,7 +211,7 @@ fn execute(command: Command) -> anyhow::Result<()> {
             inspect::connections(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
     };
-    print(&text)
+    print(&text).map(|()| ExitCode::SUCCESS)
 }
 
 /// Does what `run` says, of which running is the last. Gives what is to be printed.

@@ -21,6 +21,7 @@ pub mod crc32c;
 pub mod fragment;
 pub mod frontend;
 pub mod link;
+pub mod lookup;
 pub mod names;
 pub mod pick;
 pub mod reason;

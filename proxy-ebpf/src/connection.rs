@@ -194,13 +194,7 @@ fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     } else {
         settings.pods.contains(&key.src)
     };
-    let origin = if key.hook == HOOK_EGRESS {
-        Origin::Host
-    } else if is_pod {
-        Origin::Pod
-    } else {
-        Origin::External
-    };
+    let origin = Origin::of(key.hook, is_pod);
     scratch.service = frontend.service;
     scratch.masquerades = u32::from(frontend.masquerades(origin, has_pods, MASQUERADE_ALL.load() != 0));
     match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {

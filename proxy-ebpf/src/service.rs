@@ -5,35 +5,48 @@ use aya_ebpf::helpers::bpf_get_prandom_u32;
 use proxy_common::addr::Port;
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
-use proxy_common::frontend::{
-    FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, FRONTEND_SOURCE_RANGES, FRONTEND_UNDEFINED, Frontend, FrontendKey,
-    Origin, Range,
-};
+use proxy_common::frontend::{Frontend, FrontendKey, Origin, Range};
+use proxy_common::lookup::{self, Rows};
 use proxy_common::pick;
 use proxy_common::reason::Reason;
+use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
 use crate::maps::Family;
 use crate::rewrite::now;
 
-/// The frontend a packet or socket dials, if it is one of ours: the very address and port first (S38), then a node port if the
-/// address is one of the node's with one of these `NODE_ADDR_*` bits, and last the stand-in for ports that a cluster IP does not
-/// define (S77).
-///
-/// Every foreign UDP packet comes here, so what it cannot be is found out without a look-up.
+/// The rows as the kernel has them; node ports are served on the node's addresses with one of these `NODE_ADDR_*` bits.
+struct Kernel {
+    node_addr: u32,
+}
+
+impl<A: Family> Rows<A> for Kernel {
+    type Frontend = &'static Frontend;
+    type Settings = &'static Settings<A>;
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<&'static Frontend> {
+        A::frontend(key)
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&'static Settings<A>> {
+        A::settings()
+    }
+
+    #[inline(always)]
+    fn has_node_ports(&self, addr: &A) -> bool {
+        A::has_node_ports(addr, self.node_addr)
+    }
+}
+
+/// The frontend a packet or socket dials, if it is one of ours: see [`lookup::frontend`].
 #[inline(always)]
 pub(crate) fn frontend<A: Family>(addr: A, port: Port, protocol: u8, node_addr: u32) -> Option<&'static Frontend> {
-    if let Some(frontend) = A::frontend(&FrontendKey::new(addr, port, protocol)) {
-        return Some(frontend);
+    match lookup::frontend(&Kernel { node_addr }, addr, port, protocol) {
+        Some((frontend, _)) => Some(frontend),
+        None => None,
     }
-    let settings = A::settings()?;
-    if settings.may_be_node_port(port) && A::has_node_ports(&addr, node_addr) {
-        return A::frontend(&FrontendKey::new(A::zeroed(), port, protocol));
-    }
-    if !settings.may_be_service(&addr) {
-        return None;
-    }
-    A::frontend(&FrontendKey::new(addr, Port([0; 2]), 0)).filter(|marker| marker.flags & FRONTEND_CLUSTER_IP != 0)
 }
 
 /// Room for the keys of [`resolve`]: a tc program's scratch room, or the stack of a socket hook, which may be interrupted by another
@@ -55,32 +68,16 @@ pub(crate) fn resolve<A: Family>(
     source: &A,
     lookup: &mut Lookup<A>,
 ) -> Result<u32, Reason> {
-    if frontend.flags & FRONTEND_UNDEFINED != 0 {
-        return Err(Reason::UndefinedPort);
-    }
-    if frontend.flags & FRONTEND_SOURCE_RANGES != 0 {
+    frontend.admits(|| {
         lookup.source_range = SourceRangeKey::new(frontend.service, *source, A::BITS);
-        if !A::is_source_allowed(&lookup.source_range) {
-            return Err(Reason::SourceNotAllowed);
-        }
-    }
+        A::is_source_allowed(&lookup.source_range)
+    })?;
     let range = frontend.range(origin);
     let sticky = frontend.affinity_seconds;
     if sticky == 0 {
         return choose(frontend, range);
     }
-    // The node is one client, whichever of its addresses a packet carries, and before a socket has any (S134).
-    lookup.affinity_key = if origin == Origin::Host {
-        AffinityKey {
-            service: frontend.service,
-            client: A::zeroed(),
-        }
-    } else {
-        AffinityKey {
-            service: frontend.service,
-            client: *source,
-        }
-    };
+    lookup.affinity_key = AffinityKey::of(frontend.service, origin, source);
     if let Some(record) = A::affinity(&lookup.affinity_key) {
         // SAFETY: the slot stays allocated while the program runs; a mixed-up record names no endpoint of the range.
         let record = unsafe { &mut *record };
@@ -108,11 +105,7 @@ pub(crate) fn resolve<A: Family>(
 #[inline(always)]
 fn choose(frontend: &Frontend, range: Range) -> Result<u32, Reason> {
     if range.count == 0 {
-        return Err(if frontend.flags & FRONTEND_HAS_ENDPOINTS != 0 {
-            Reason::NoLocalEndpoints
-        } else {
-            Reason::NoEndpoints
-        });
+        return Err(frontend.without_endpoint());
     }
     Ok(range.first.wrapping_add(pick::uniform(range.count, random)))
 }

@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -237,6 +237,13 @@ impl Agent {
     pub fn command(&self, args: &[&str]) -> Result<String> {
         let mut command: Command = self.netns.command(binary()?);
         process::run(command.args(args).arg("--bpf-dir").arg(self.bpf_dir()))
+    }
+
+    /// Runs a tool of the binary on this node, whatever its exit code; nothing is added to the arguments.
+    pub fn tool(&self, args: &[&str]) -> Result<Output> {
+        let mut command: Command = self.netns.command(binary()?);
+        command.args(args).stdin(Stdio::null());
+        command.output().context("starting proxy-agent")
     }
 
     /// Is the process still there?

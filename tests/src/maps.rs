@@ -58,6 +58,25 @@ fn frontend<A: Address>(bpf_dir: &Path, key: FrontendKey<A>) -> Result<Option<Fr
     }
 }
 
+/// Removes a frontend behind the agent's back; false if there was none.
+pub fn remove_frontend(bpf_dir: &Path, vip: SocketAddr, protocol: Protocol) -> Result<bool> {
+    match vip.ip() {
+        IpAddr::V4(ip) => remove(bpf_dir, Addr4::from(ip), vip.port(), protocol),
+        IpAddr::V6(ip) => remove(bpf_dir, Addr6::from(ip), vip.port(), protocol),
+    }
+}
+
+fn remove<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) -> Result<bool> {
+    let map = Map::HashMap(open(bpf_dir, names::for_family::<A>(names::FRONTENDS))?);
+    let mut frontends: HashMap<MapData, Plain<FrontendKey<A>>, Plain<Frontend>> = map.try_into()?;
+    let key = FrontendKey::new(addr, Port::new(port), protocol.number());
+    match frontends.remove(&Plain(key)) {
+        Ok(()) => Ok(true),
+        Err(aya::maps::MapError::KeyNotFound) => Ok(false),
+        Err(error) => Err(error).context("removing a frontend"),
+    }
+}
+
 /// Makes every connection of a node look as if its last packet was longer ago, but not before the machine's start.
 pub fn age_connections(bpf_dir: &Path, seconds: u64) -> Result<()> {
     age::<Addr4>(bpf_dir, seconds)?;

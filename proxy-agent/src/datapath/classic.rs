@@ -61,6 +61,11 @@ impl Filter {
     pub(super) fn is_ours(&self) -> bool {
         self.priority == PRIORITY && self.handle == HANDLE
     }
+
+    /// Id of the program that it runs.
+    pub(super) fn program(&self) -> u32 {
+        self.program
+    }
 }
 
 /// A socket for requests that are answered at once.

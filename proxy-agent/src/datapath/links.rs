@@ -28,7 +28,7 @@ use super::tables::{FamilyTables, Tables};
 use crate::netlink::{LinkInfo, Network};
 
 /// The two hooks, in the order in which they are attached: replies must be known before requests are translated.
-const DIRECTIONS: [(bool, &str); 2] = [(true, "egress"), (false, "ingress")];
+pub(super) const DIRECTIONS: [(bool, &str); 2] = [(true, "egress"), (false, "ingress")];
 
 /// Attachments, and what the maps say about interfaces.
 pub(super) struct Links {
@@ -134,9 +134,7 @@ impl Links {
         report: &mut SyncReport,
     ) {
         let failures = report.failed.len();
-        self.write_links(network, tables, report);
-        write_node_addrs(&mut self.node_addrs4, network, &self.node_ports, tables, report);
-        write_node_addrs(&mut self.node_addrs6, network, &self.node_ports, tables, report);
+        self.write_maps(network, tables, report);
         for (ifindex, info) in &network.links {
             let result = if self.accepts(info) {
                 self.attach(*ifindex, info, programs)
@@ -156,6 +154,13 @@ impl Links {
         }
         self.pending = report.failed.len() > failures;
         self.network = Some(network.clone());
+    }
+
+    /// `LINKS` and `NODE_ADDRS4/6` alone.
+    pub(super) fn write_maps(&mut self, network: &Network, tables: &mut impl Tables, report: &mut SyncReport) {
+        self.write_links(network, tables, report);
+        write_node_addrs(&mut self.node_addrs4, network, &self.node_ports, tables, report);
+        write_node_addrs(&mut self.node_addrs6, network, &self.node_ports, tables, report);
     }
 
     /// The addresses in the Node object are these now.
@@ -242,11 +247,7 @@ impl Links {
         if known.is_some_and(|known| known.ethernet == info.has_ethernet) && self.is_intact(ifindex) {
             return Ok(());
         }
-        let names = if info.has_ethernet {
-            [names::TC_EGRESS, names::TC_INGRESS]
-        } else {
-            [names::TC_EGRESS_L3, names::TC_INGRESS_L3]
-        };
+        let names = program_names(info.has_ethernet);
         let mut links = Vec::new();
         let mut pinned = Ok(());
         for ((egress, direction), name) in DIRECTIONS.into_iter().zip(names) {
@@ -371,8 +372,17 @@ impl Links {
     }
 }
 
+/// The programs of an interface, in the order of [`DIRECTIONS`].
+pub(super) fn program_names(has_ethernet: bool) -> [&'static str; 2] {
+    if has_ethernet {
+        [names::TC_EGRESS, names::TC_INGRESS]
+    } else {
+        [names::TC_EGRESS_L3, names::TC_INGRESS_L3]
+    }
+}
+
 /// The kernel knows the hook even where nothing is attached to it.
-fn has_tcx() -> bool {
+pub(super) fn has_tcx() -> bool {
     SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
 }
 

@@ -27,7 +27,7 @@ use super::sync::SyncReport;
 use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
-static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
+pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/proxy-ebpf"));
 
 /// How long an agent that is ending is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);

@@ -9,6 +9,7 @@ mod affinity;
 mod cgroup;
 mod classic;
 mod cleanup;
+pub(crate) mod constants;
 mod error;
 mod flows;
 mod gc;
@@ -20,12 +21,14 @@ mod loader;
 mod memory;
 mod node_port_addresses;
 mod options;
-mod probe;
+pub(crate) mod probe;
 mod ranges;
+mod remains;
 mod settings;
 mod sync;
 pub(crate) mod sys;
 pub(crate) mod tables;
+mod verify;
 
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -56,8 +59,10 @@ pub(crate) use error::TableError;
 pub(crate) use loader::Pins;
 pub use node_port_addresses::NodePortAddresses;
 pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts};
+pub(crate) use remains::{Remains, remains};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
+pub use verify::{Difference, Wanted, verify};
 
 /// The setting that a full `FRONTENDS4/6` is about.
 const FRONTENDS_SETTING: &str = "--frontends-capacity";

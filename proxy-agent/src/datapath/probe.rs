@@ -28,11 +28,23 @@ const FEWEST_PORTS: u32 = 256;
 
 /// Checks kernel version, capabilities and file system; gives the version.
 pub(super) fn requirements(bpf_dir: &Path) -> Result<KernelVersion, DatapathError> {
+    let kernel = kernel()?;
+    capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())?;
+    bpf_file_system(bpf_dir)?;
+    Ok(kernel)
+}
+
+/// The kernel's version, if it is not too old.
+pub(crate) fn kernel() -> Result<KernelVersion, DatapathError> {
     let kernel = KernelVersion::current().map_err(|error| missing("the kernel's version", error))?;
     if kernel < OLDEST_KERNEL {
         return Err(missing("Linux 5.15", format!("this is {kernel:?}, use a newer kernel")));
     }
-    capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())?;
+    Ok(kernel)
+}
+
+/// Can maps be pinned there?
+pub(crate) fn bpf_file_system(bpf_dir: &Path) -> Result<(), DatapathError> {
     // The directory itself may not exist yet: what counts is the file system it will be made on.
     let existing = bpf_dir.ancestors().find(|dir| dir.exists()).unwrap_or(Path::new("/"));
     if file_system(existing) != Some(BPF_FS_MAGIC) {
@@ -41,7 +53,12 @@ pub(super) fn requirements(bpf_dir: &Path) -> Result<KernelVersion, DatapathErro
             "mount one with `mount -t bpf bpf /sys/fs/bpf`",
         ));
     }
-    Ok(kernel)
+    Ok(())
+}
+
+/// Can programs be attached with tcx links?
+pub(crate) fn has_tcx() -> bool {
+    super::links::has_tcx()
 }
 
 fn missing(what: &str, remedy: impl ToString) -> DatapathError {
@@ -51,7 +68,8 @@ fn missing(what: &str, remedy: impl ToString) -> DatapathError {
     }
 }
 
-fn capabilities(status: &str) -> Result<(), DatapathError> {
+/// What this process may do, by its `/proc/self/status`.
+pub(crate) fn capabilities(status: &str) -> Result<(), DatapathError> {
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -81,7 +99,7 @@ fn file_system(path: &Path) -> Option<u32> {
 }
 
 /// The cgroup whose sockets are translated: the given one, or the first cgroup2 mount.
-pub(super) fn cgroup(wanted: Option<&Path>) -> Result<PathBuf, DatapathError> {
+pub(crate) fn cgroup(wanted: Option<&Path>) -> Result<PathBuf, DatapathError> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let path = match wanted {
         Some(path) => path.to_owned(),
@@ -124,7 +142,7 @@ pub(super) fn masquerade_ports() -> Range<u32> {
 }
 
 /// The default, unless `ip_local_port_range` reaches into it: then the largest gap beside it and the nodePorts.
-fn clear_ports(setting: &str) -> Option<Range<u32>> {
+pub(crate) fn clear_ports(setting: &str) -> Option<Range<u32>> {
     let mut numbers = setting.split_ascii_whitespace().filter_map(|n| n.parse::<u32>().ok());
     let (low, high) = numbers.next().zip(numbers.next()).unwrap_or((32_768, 60_999));
     let default = DEFAULT_PORT_FIRST..DEFAULT_PORT_FIRST + DEFAULT_PORT_COUNT;

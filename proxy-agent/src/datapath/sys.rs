@@ -91,6 +91,20 @@ pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: &u32, cpus: usize) -> io:
     Ok(values)
 }
 
+/// The value under `key` of a map whose values have `size` bytes that only the caller knows how to read.
+pub(crate) fn lookup_bytes(map: BorrowedFd<'_>, key: &u32, size: usize) -> io::Result<Vec<u8>> {
+    let mut value = vec![0u8; size];
+    let mut attr = Element {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: address(key),
+        value: value.as_mut_ptr().addr() as u64,
+        flags: 0,
+    };
+    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+    Ok(value)
+}
+
 /// Writes `value` under `key`, in one step for readers of a hash map.
 pub(crate) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = Element {
@@ -418,8 +432,7 @@ pub(crate) enum LinkTarget {
     Other,
 }
 
-/// Where a link is attached.
-pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+fn link_info(link: BorrowedFd<'_>) -> io::Result<RawLinkInfo> {
     let mut info = RawLinkInfo::zeroed();
     let mut attr = Info {
         fd: link.as_raw_fd() as u32,
@@ -427,6 +440,17 @@ pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
         info: std::ptr::from_mut(&mut info).addr() as u64,
     };
     bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Id of the program that a link runs.
+pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(link_info(link)?.prog_id)
+}
+
+/// Where a link is attached.
+pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
+    let info = link_info(link)?;
     let [first, second, ..] = info.words;
     Ok(if info.kind == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
         LinkTarget::Interface(first)

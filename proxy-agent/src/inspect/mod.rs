@@ -3,6 +3,7 @@
 //!
 //! What must stay true: JSON and YAML field names are stable; rows come in a stable order.
 
+pub mod explain;
 mod output;
 mod planned;
 mod rows;
@@ -12,7 +13,8 @@ use std::path::{Path, PathBuf};
 use proxy_common::addr::Protocol;
 use serde::Serialize;
 
-use crate::datapath::{self, TableError};
+use crate::datapath::{self, Difference, TableError};
+use crate::doctor::Check;
 
 pub use output::Output;
 pub(crate) use output::yaml;
@@ -55,6 +57,12 @@ pub enum InspectError {
         /// Name asked for.
         name: String,
     },
+    /// An address is not of the family it should be.
+    #[error("SRC and DST are of different families: give both as IPv4 or both as IPv6 addresses")]
+    Families,
+    /// The node has many addresses, and it counts which.
+    #[error("the Service has source ranges, so it counts which address the node has: give SRC as one of its addresses")]
+    WhichAddress,
     /// The output could not be written.
     #[error("the output could not be formatted")]
     Format(#[from] serde_json::Error),
@@ -109,6 +117,19 @@ pub fn backends(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<Strin
 /// `connection list`: one row per connection, both directions joined.
 pub fn connections(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<String, InspectError> {
     output::render(&connection_rows(bpf_dir, filter)?, output)
+}
+
+/// `verify`: what differs, or that nothing does.
+pub fn differences(found: &[Difference], output: Output) -> Result<String, InspectError> {
+    match output {
+        Output::Table | Output::Wide if found.is_empty() => Ok("the kernel holds what it should\n".to_owned()),
+        _ => output::render(found, output),
+    }
+}
+
+/// `doctor`: one row per check.
+pub fn checks(found: &[Check], output: Output) -> Result<String, InspectError> {
+    output::render(found, output)
 }
 
 /// The rows of [`services`].

@@ -6,6 +6,9 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::datapath::Difference;
+use crate::doctor::{Check, Status};
+
 use super::{BackendRow, ConnectionRow, InspectError, ServiceRow};
 
 /// How rows are shown (`-o`).
@@ -23,7 +26,7 @@ pub enum Output {
 }
 
 /// Columns of a kind of row.
-pub(super) trait Columns: Serialize {
+pub(crate) trait Columns: Serialize {
     /// Headings; those after `narrow` are shown with `-o wide` only.
     const HEADINGS: &'static [&'static str];
     /// Columns of the plain table.
@@ -32,7 +35,7 @@ pub(super) trait Columns: Serialize {
     fn cells(&self) -> Vec<String>;
 }
 
-pub(super) fn render<R: Columns>(rows: &[R], output: Output) -> Result<String, InspectError> {
+pub(crate) fn render<R: Columns>(rows: &[R], output: Output) -> Result<String, InspectError> {
     let columns = match output {
         Output::Json | Output::Yaml => return serialize(&rows, output),
         Output::Table => R::NARROW,
@@ -50,7 +53,7 @@ pub(super) fn render<R: Columns>(rows: &[R], output: Output) -> Result<String, I
     Ok(table.trim_fmt() + "\n")
 }
 
-pub(super) fn serialize(value: &impl Serialize, output: Output) -> Result<String, InspectError> {
+pub(crate) fn serialize(value: &impl Serialize, output: Output) -> Result<String, InspectError> {
     if output == Output::Yaml {
         return Ok(yaml(&serde_json::to_value(value)?));
     }
@@ -98,11 +101,46 @@ fn write_yaml(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
-pub(super) fn or_none(text: &str) -> String {
+pub(crate) fn or_none(text: &str) -> String {
     if text.is_empty() {
         "<none>".to_owned()
     } else {
         text.to_owned()
+    }
+}
+
+impl Columns for Check {
+    const HEADINGS: &'static [&'static str] = &["STATUS", "CHECK", "FOUND", "REMEDY"];
+    const NARROW: usize = 4;
+
+    fn cells(&self) -> Vec<String> {
+        let status = match self.status {
+            Status::Ok => "ok",
+            Status::Warn => "warn",
+            Status::Fail => "fail",
+        };
+        vec![
+            status.to_owned(),
+            self.check.to_owned(),
+            self.found.clone(),
+            self.remedy.clone(),
+        ]
+    }
+}
+
+impl Columns for Difference {
+    const HEADINGS: &'static [&'static str] = &["KIND", "OBJECT", "PROBLEM", "HELD", "WANTED"];
+    const NARROW: usize = 5;
+
+    fn cells(&self) -> Vec<String> {
+        let (held, wanted) = (or_none(&self.held), or_none(&self.wanted));
+        vec![
+            self.kind.to_owned(),
+            self.object.clone(),
+            self.problem.to_owned(),
+            held,
+            wanted,
+        ]
     }
 }
 

@@ -119,10 +119,10 @@ pub struct ConnectionRow {
 }
 
 /// Service ports by id.
-struct Names(HashMap<u32, ServicePortName>);
+pub(super) struct Names(HashMap<u32, ServicePortName>);
 
 impl Names {
-    fn read(tables: &BpfTables) -> Result<Self, TableError> {
+    pub(super) fn read(tables: &BpfTables) -> Result<Self, TableError> {
         let services = Tables::services(tables)?;
         Ok(Self(
             services
@@ -130,6 +130,11 @@ impl Names {
                 .filter_map(|(id, info)| Some((id, name_of(&info)?)))
                 .collect(),
         ))
+    }
+
+    /// The service port, as logs name it.
+    pub(super) fn show(&self, id: u32) -> String {
+        self.0.get(&id).map_or_else(|| format!("#{id}"), ToString::to_string)
     }
 
     /// Namespace, name, port name.
