@@ -101,7 +101,7 @@ fn write_yaml(value: &Value, depth: usize, text: &mut String) {
     }
 }
 
-pub(crate) fn or_none(text: &str) -> String {
+pub(super) fn or_none(text: &str) -> String {
     if text.is_empty() {
         "<none>".to_owned()
     } else {
