@@ -116,11 +116,14 @@ mod tests {
             {"type": "InternalIP", "address": "192.0.2.1"}, {"type": "InternalIP", "address": "192.0.2.2"}, 5,
             {"type": "ExternalIP", "address": "2001:db8::1"}]);
         let value = json!({"metadata": {"name": "node-a"}, "status": {"addresses": addresses}});
-        let node = Converter::new("node-a")
-            .node(&serde_json::from_value(value).unwrap())
-            .unwrap();
-        let ips: Vec<_> = node.ips.iter().map(ToString::to_string).collect();
-        assert_eq!(ips, ["192.0.2.1", "2001:db8::1"], "S184");
+        let ips = |given: Option<&str>| -> Vec<String> {
+            let mut converter = Converter::new("node-a").with_node_ip(given.map(|ip| ip.parse().unwrap()));
+            let node = converter.node(&serde_json::from_value(value.clone()).unwrap()).unwrap();
+            node.ips.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(ips(None), ["192.0.2.1", "2001:db8::1"], "S184");
+        assert_eq!(ips(Some("192.0.2.9")), ["192.0.2.9", "2001:db8::1"], "S184");
+        assert_eq!(ips(Some("2001:db8::9")), ["2001:db8::9", "192.0.2.1"], "S184: primary");
     }
 
     #[test]
