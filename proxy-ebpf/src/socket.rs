@@ -22,6 +22,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
+use proxy_common::counters::BY_SOCKET;
 use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, Frontend, Origin};
 use proxy_common::link::{NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS};
 use proxy_common::reason::Reason;
@@ -297,11 +298,12 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
     };
     let backend: &Backend<C::Addr> = match resolve(frontend, origin, &addr) {
         Ok(backend) => backend,
-        Err(reason) => return unserved(reason),
+        Err(reason) => return unserved(frontend.service, reason),
     };
     let Some(flows) = storage::<C>(ctx) else { return PROCEED };
     // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock.
     unsafe { (*flows).flows[0] = flow(addr, port, frontend, backend) };
+    maps::count_connection(frontend.service, BY_SOCKET);
     c.set_addr(backend.addr);
     c.set_port(backend.port);
     PROCEED
@@ -349,11 +351,12 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     }
     let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host, &addr) {
         Ok(backend) => backend,
-        Err(reason) => return unserved(reason),
+        Err(reason) => return unserved(frontend.service, reason),
     };
     if let Some(new) = flows.flows.get_mut(slot) {
         *new = flow(addr, port, frontend, backend);
     }
+    maps::count_connection(frontend.service, BY_SOCKET);
     c.set_addr(backend.addr);
     c.set_port(backend.port);
     PROCEED
@@ -422,9 +425,9 @@ fn storage<C: Context>(ctx: &SockAddrContext) -> Option<*mut SocketFlows<C::Addr
 /// No backend: a refusal is said at once where the kernel lets us choose the error; otherwise, and for drops, the packet programs
 /// deal with what the socket sends.
 #[inline(always)]
-fn unserved(reason: Reason) -> i32 {
+fn unserved(service: u32, reason: Reason) -> i32 {
     if reason.is_refused() && HAVE_SET_RETVAL.load() != 0 {
-        maps::count(reason);
+        maps::count_unserved(service, reason, BY_SOCKET);
         // SAFETY: no memory is passed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return FAIL;
