@@ -8,8 +8,8 @@ use anyhow::{Context, bail};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::RunConfig;
-use crate::inspect::{self, Filter, Output};
-use crate::{datapath, run};
+use crate::inspect::{self, Filter, Output, Sort, Top, TopOptions};
+use crate::{datapath, duration, run};
 
 /// Where the maps are pinned unless said otherwise.
 const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
@@ -46,6 +46,9 @@ enum Command {
     /// Show translated connections.
     #[command(subcommand)]
     Connection(ConnectionCommand),
+    /// Show which services and backends are busy, again and again until interrupted.
+    #[command(after_help = "Example:\n  proxy-agent top --sort packets -n 10\n  proxy-agent top --once -o json")]
+    Top(TopArgs),
     /// Remove every program, map and pin of an agent that does not run any more.
     #[command(after_help = "Example:\n  proxy-agent cleanup --bpf-dir /sys/fs/bpf/ebpf-proxy")]
     Cleanup {
@@ -112,6 +115,37 @@ struct View {
     /// How to print it.
     #[arg(short, long, value_enum, default_value = "table")]
     output: OutputArg,
+}
+
+#[derive(Args, Debug)]
+struct TopArgs {
+    #[command(flatten)]
+    view: View,
+    /// Time between two looks.
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    interval: String,
+    /// Print one table, after one interval.
+    #[arg(long)]
+    once: bool,
+    /// What services are ordered by, the highest first.
+    #[arg(long, value_enum, default_value = "bytes")]
+    sort: SortArg,
+    /// Rows of each table.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    rows: usize,
+    /// Only this Service, as namespace/name.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    service: Option<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum SortArg {
+    Bytes,
+    Packets,
+    Connections,
+    Refused,
+    Dropped,
+    Name,
 }
 
 #[derive(Args, Debug)]
@@ -189,6 +223,10 @@ pub struct RunArgs {
     /// Where /metrics, /healthz, /proxyMode and /configz are served; empty for nowhere.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:10249")]
     pub metrics_bind_address: String,
+    /// Whether connections, packets and bytes are counted per service port, for /metrics and `top`.
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = true, default_missing_value = "true", num_args = 0..=1,
+        require_equals = true)]
+    pub service_metrics: bool,
     /// End with an error when one of these addresses cannot be bound at start, instead of trying again.
     #[arg(long)]
     pub bind_address_hard_fail: bool,
@@ -222,6 +260,9 @@ pub struct RunArgs {
     /// Service ports.
     #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
     pub services_capacity: Option<u32>,
+    /// Service ports whose traffic is counted; 88 bytes each on every CPU.
+    #[arg(long, value_name = "N", help_heading = "Map sizes (when the maps are made)")]
+    pub counters_capacity: Option<u32>,
 }
 
 /// `--socket-lb`.
@@ -331,16 +372,60 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Connection(ConnectionCommand::List { view, filter }) => {
             inspect::connections(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
+        Command::Top(args) => return top(&args),
     };
-    print(&text)
+    print(&text).map(drop)
 }
 
-/// A reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+/// Prints tables until it is interrupted, or has nobody to print for.
+fn top(args: &TopArgs) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+    /// Cursor to the top left corner, and everything below it erased.
+    const CLEAR: &str = "\x1b[H\x1b[J";
+    let filter = FilterArgs {
+        namespace: None,
+        service: args.service.clone(),
+    };
+    let interval = duration::parse(&args.interval)
+        .filter(|interval| !interval.is_zero())
+        .with_context(|| {
+            format!(
+                "--interval {:?}: write a time above 0, such as 1s or 500ms",
+                args.interval
+            )
+        })?;
+    let options = TopOptions {
+        filter: filter.filter()?,
+        sort: match args.sort {
+            SortArg::Bytes => Sort::Bytes,
+            SortArg::Packets => Sort::Packets,
+            SortArg::Connections => Sort::Connections,
+            SortArg::Refused => Sort::Refused,
+            SortArg::Dropped => Sort::Dropped,
+            SortArg::Name => Sort::Name,
+        },
+        rows: args.rows,
+        output: args.view.output.into(),
+    };
+    let is_screen =
+        std::io::stdout().is_terminal() && !args.once && matches!(args.view.output, OutputArg::Table | OutputArg::Wide);
+    let mut top = Top::open(&args.view.pins.bpf_dir, options)?;
+    loop {
+        std::thread::sleep(interval);
+        let text = top.next()?;
+        let text = if is_screen { format!("{CLEAR}{text}") } else { text };
+        if !print(&text)? || args.once {
+            return Ok(());
+        }
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no error; gives whether there still is one.
+fn print(text: &str) -> anyhow::Result<bool> {
     use std::io::{ErrorKind, Write};
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing to standard output"),
-        _ => Ok(()),
+        result => Ok(result.is_ok()),
     }
 }
 

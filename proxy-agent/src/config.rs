@@ -81,6 +81,7 @@ impl RunConfig {
             ("--backends-capacity", args.backends_capacity),
             ("--rewrites-capacity", args.rewrites_capacity),
             ("--services-capacity", args.services_capacity),
+            ("--counters-capacity", args.counters_capacity),
         ] {
             if capacity == Some(0) {
                 let problem = "a map needs room for something".to_owned();
@@ -124,11 +125,13 @@ impl RunConfig {
                     BpfLogLevelArg::Debug => BpfLogLevel::Debug,
                     BpfLogLevelArg::Trace => BpfLogLevel::Trace,
                 },
+                service_metrics: args.service_metrics,
                 capacities: Capacities {
                     frontends: args.frontends_capacity.unwrap_or(capacities.frontends),
                     backends: args.backends_capacity.unwrap_or(capacities.backends),
                     rewrites: args.rewrites_capacity.unwrap_or(capacities.rewrites),
                     services: args.services_capacity.unwrap_or(capacities.services),
+                    counters: args.counters_capacity.unwrap_or(capacities.counters),
                 },
                 timeouts: times::timeouts(args)?,
             },

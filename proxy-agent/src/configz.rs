@@ -45,6 +45,7 @@ pub(crate) fn configz(config: &RunConfig) -> Value {
             "localhostNodePorts": datapath.node_port_addresses.loopback_allowed,
             "masqueradeAll": datapath.masquerade_all,
             "minSyncPeriod": duration::text(config.intervals.min_sync),
+            "serviceMetrics": datapath.service_metrics,
             "syncPeriod": duration::text(config.intervals.sync),
         },
     }})

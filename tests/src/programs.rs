@@ -105,6 +105,8 @@ impl Programs {
             .override_global(config::HAVE_SET_RETVAL, &1u32, true)
             .override_global(config::COUNT_SERVICES, &u32::from(constants.count_services), true)
             .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
+            // Making the thousands that there may be takes longer than most tests.
+            .map_max_entries(names::COUNTERS, 64)
             .load(&object()?)
             .context("loading the eBPF object")?;
         for name in [

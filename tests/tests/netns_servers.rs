@@ -208,7 +208,8 @@ fn the_metrics_server_s_paths() {
     assert_eq!(config["nodePortAddresses"], json!(["192.0.2.0/24"]));
     assert_eq!(
         config["ebpf"],
-        json!({"masqueradeAll": false, "minSyncPeriod": "1s", "syncPeriod": "30s"})
+        json!({"localhostNodePorts": true, "masqueradeAll": false, "minSyncPeriod": "1s", "serviceMetrics": true,
+            "syncPeriod": "30s"})
     );
     assert_eq!(
         config["conntrack"],

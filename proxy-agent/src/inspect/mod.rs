@@ -5,6 +5,7 @@
 
 mod output;
 mod rows;
+mod top;
 
 use std::path::{Path, PathBuf};
 
@@ -15,6 +16,7 @@ use crate::datapath::{self, TableError};
 
 pub use output::Output;
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
+pub use top::{BackendRate, ServiceRate, Sort, Top, TopOptions};
 
 /// Which rows are shown. What is not set does not restrict.
 #[derive(Clone, Debug, Default)]

@@ -119,10 +119,10 @@ pub struct ConnectionRow {
 }
 
 /// Service ports by id.
-struct Names(HashMap<u32, ServicePortName>);
+pub(super) struct Names(pub(super) HashMap<u32, ServicePortName>);
 
 impl Names {
-    fn read(tables: &BpfTables) -> Result<Self, TableError> {
+    pub(super) fn read(tables: &BpfTables) -> Result<Self, TableError> {
         let services = Tables::services(tables)?;
         Ok(Self(
             services
@@ -133,7 +133,7 @@ impl Names {
     }
 
     /// Namespace, name, port name.
-    fn get(&self, id: u32) -> (String, String, String) {
+    pub(super) fn get(&self, id: u32) -> (String, String, String) {
         match self.0.get(&id) {
             Some(name) => (name.namespace.clone(), name.name.clone(), name.port.clone()),
             None => (String::new(), format!("#{id}"), String::new()),
@@ -141,11 +141,11 @@ impl Names {
     }
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     Protocol::from_number(number).map_or_else(|| number.to_string(), |protocol| protocol.to_string())
 }
 
-fn socket<A: Address>(addr: A, port: Port) -> SocketAddr {
+pub(super) fn socket<A: Address>(addr: A, port: Port) -> SocketAddr {
     SocketAddr::new(addr.into(), port.get())
 }
 
