@@ -412,7 +412,7 @@ fn top(args: &TopArgs) -> anyhow::Result<()> {
     let mut top = Top::open(&args.view.pins.bpf_dir, options)?;
     loop {
         std::thread::sleep(interval);
-        let text = top.next()?;
+        let text = top.look()?;
         let text = if is_screen { format!("{CLEAR}{text}") } else { text };
         if !print(&text)? || args.once {
             return Ok(());

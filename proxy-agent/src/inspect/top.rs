@@ -201,7 +201,7 @@ impl Top {
     }
 
     /// What happened since the last look.
-    pub fn next(&mut self) -> Result<String, InspectError> {
+    pub fn look(&mut self) -> Result<String, InspectError> {
         let names = Names::read(&self.tables)?;
         let now = sample(&self.tables, &names)?;
         let shown = Tables {
@@ -234,7 +234,6 @@ fn sample(tables: &BpfTables, names: &Names) -> Result<Sample, InspectError> {
     })
 }
 
-#[expect(clippy::type_complexity, reason = "an entry of `Connections`")]
 fn connection<A: Address>(
     (key, rewrite): &(RewriteKey<A>, Rewrite<A>),
 ) -> Option<((SocketAddr, SocketAddr, u8, u8), Connection)> {
