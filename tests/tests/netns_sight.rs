@@ -135,10 +135,10 @@ fn traffic_is_counted_per_service_port() {
     assert_eq!(metric(&world, "refused", "nobody", "protocol=\"TCP\""), Some(1));
 }
 
-/// `--service-metrics=false`.
+/// `--service-metrics=false`, and back.
 #[test]
 fn counting_can_be_switched_off() {
-    let world = world(&["--service-metrics=false"]);
+    let mut world = world(&["--service-metrics=false"]);
     world.publish(&["pod1-2"]).unwrap();
     request_everything(&world);
     let text = world.agents[0].metrics().unwrap();
@@ -149,6 +149,13 @@ fn counting_can_be_switched_off() {
     let opened: usize = opened.unwrap().parse().unwrap();
     // Two UDP sockets may have had the same port by chance.
     assert!((4 * COUNT..=6 * COUNT).contains(&opened), "{opened}");
+
+    world.agents[0].stop();
+    world.agents[0].set_options(&["--cluster-cidr", CLUSTER_CIDR]);
+    world.agents[0].launch().unwrap();
+    request_everything(&world);
+    let connections = metric(&world, "connections", "web", "protocol=\"TCP\"");
+    assert_eq!(connections, Some(2 * COUNT as u64));
 }
 
 /// The service and the backend that are busy stand first, with rates.

@@ -251,8 +251,12 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
         }
         let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
         let asked = chosen.as_deref().copied().unwrap_or_else(|| map.max_entries());
-        let is_wanted = name != names::COUNTERS || options.service_metrics;
-        if pinned.max_entries() != asked && is_wanted {
+        // Counters may begin at zero: a map that was made without them, or with less, makes room for a larger one.
+        if name == names::COUNTERS && pinned.max_entries() < asked {
+            fs::remove_file(&path).map_err(DatapathError::call("removing the pinned map", path.display()))?;
+            continue;
+        }
+        if pinned.max_entries() != asked && name != names::COUNTERS {
             tracing::warn!(
                 map = name,
                 kept = pinned.max_entries(),
