@@ -12,8 +12,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{DEFAULT_BPF_DIR, Remarks, RunArgs, RunConfig};
 use crate::dry_run::dry_run;
-use crate::inspect::{self, Filter, Output};
-use crate::{datapath, run};
+use crate::inspect::{self, Filter, Output, Sort, Top, TopOptions};
+use crate::{datapath, duration, run};
 
 /// The client reports what the watches report again, and better.
 const QUIET: &str = "kube_client::client=off";
@@ -52,6 +52,9 @@ enum Command {
     /// Show translated connections.
     #[command(subcommand)]
     Connection(ConnectionCommand),
+    /// Show which services and backends are busy, again and again until interrupted.
+    #[command(after_help = "Example:\n  proxy-agent top --sort packets -n 10\n  proxy-agent top --once -o json")]
+    Top(TopArgs),
     /// Remove every program, map and pin of an agent that does not run any more.
     #[command(after_help = "Example:\n  proxy-agent cleanup --bpf-dir /sys/fs/bpf/ebpf-proxy")]
     Cleanup {
@@ -135,6 +138,37 @@ struct View {
 }
 
 #[derive(Args, Debug)]
+struct TopArgs {
+    #[command(flatten)]
+    view: View,
+    /// Time between two looks.
+    #[arg(long, value_name = "DURATION", default_value = "1s")]
+    interval: String,
+    /// Print one table, after one interval.
+    #[arg(long)]
+    once: bool,
+    /// What services are ordered by, the highest first.
+    #[arg(long, value_enum, default_value = "bytes")]
+    sort: SortArg,
+    /// Rows of each table.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 20)]
+    rows: usize,
+    /// Only this Service, as namespace/name.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    service: Option<String>,
+}
+
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum SortArg {
+    Bytes,
+    Packets,
+    Connections,
+    Refused,
+    Dropped,
+    Name,
+}
+
+#[derive(Args, Debug)]
 struct FilterArgs {
     /// Only this namespace.
     #[arg(short, long, value_name = "NAMESPACE")]
@@ -189,7 +223,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(command) => run(&command)?,
         Command::Tool(tool) => {
             let (text, code) = tool.execute()?;
-            return print(&text).map(|()| code);
+            return print(&text).map(|_| code);
         }
         Command::Config(args) => {
             let (config, remarks) = RunConfig::from_args(&args)?;
@@ -210,8 +244,9 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::Connection(ConnectionCommand::List { view, filter }) => {
             inspect::connections(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
+        Command::Top(args) => return top(&args).map(|()| ExitCode::SUCCESS),
     };
-    print(&text).map(|()| ExitCode::SUCCESS)
+    print(&text).map(|_| ExitCode::SUCCESS)
 }
 
 /// Does what `run` says, of which running is the last. Gives what is to be printed.
@@ -259,12 +294,55 @@ fn warn(remarks: &Remarks) {
     }
 }
 
-/// A reader that has seen enough (`| head`) is no error.
-fn print(text: &str) -> anyhow::Result<()> {
+/// Prints tables until it is interrupted, or has nobody to print for.
+fn top(args: &TopArgs) -> anyhow::Result<()> {
+    use std::io::IsTerminal;
+    /// Cursor to the top left corner, and everything below it erased.
+    const CLEAR: &str = "\x1b[H\x1b[J";
+    let filter = FilterArgs {
+        namespace: None,
+        service: args.service.clone(),
+    };
+    let interval = duration::parse(&args.interval)
+        .filter(|interval| !interval.is_zero())
+        .with_context(|| {
+            format!(
+                "--interval {:?}: write a time above 0, such as 1s or 500ms",
+                args.interval
+            )
+        })?;
+    let options = TopOptions {
+        filter: filter.filter()?,
+        sort: match args.sort {
+            SortArg::Bytes => Sort::Bytes,
+            SortArg::Packets => Sort::Packets,
+            SortArg::Connections => Sort::Connections,
+            SortArg::Refused => Sort::Refused,
+            SortArg::Dropped => Sort::Dropped,
+            SortArg::Name => Sort::Name,
+        },
+        rows: args.rows,
+        output: args.view.output.into(),
+    };
+    let is_screen =
+        std::io::stdout().is_terminal() && !args.once && matches!(args.view.output, OutputArg::Table | OutputArg::Wide);
+    let mut top = Top::open(&args.view.pins.bpf_dir, options)?;
+    loop {
+        std::thread::sleep(interval);
+        let text = top.look()?;
+        let text = if is_screen { format!("{CLEAR}{text}") } else { text };
+        if !print(&text)? || args.once {
+            return Ok(());
+        }
+    }
+}
+
+/// A reader that has seen enough (`| head`) is no error; gives whether there still is one.
+fn print(text: &str) -> anyhow::Result<bool> {
     use std::io::{ErrorKind, Write};
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("writing to standard output"),
-        _ => Ok(()),
+        result => Ok(result.is_ok()),
     }
 }
 

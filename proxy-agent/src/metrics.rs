@@ -2,6 +2,7 @@
 //! [`Metrics`]; what only the datapath knows is asked of its owner when somebody looks.
 
 mod http;
+mod services;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +22,7 @@ use crate::plan::NoLocal;
 use crate::source::Warning;
 
 pub use self::http::router;
+use self::services::Services;
 
 /// How the owner of the datapath is asked for its numbers.
 pub type StatsRequest = oneshot::Sender<Stats>;
@@ -58,6 +60,8 @@ pub struct Metrics {
     programs: Family<Labels, Gauge>,
     collected: Counter,
     flows_removed: Counter,
+    opened: Counter,
+    services: Services,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -94,6 +98,8 @@ impl Metrics {
             programs: Family::default(),
             collected: Counter::default(),
             flows_removed: Counter::default(),
+            opened: Counter::default(),
+            services: Services::default(),
         };
         metrics.register_common();
         metrics.register_own();
@@ -190,6 +196,9 @@ impl Metrics {
         );
         let help = "UDP flows taken from endpoints that left";
         own.register("flows_removed", help, self.flows_removed.clone());
+        let help = "Connections written into the rewrite tables: two entries each, four if masqueraded";
+        own.register("connections_opened", help, self.opened.clone());
+        own.register_collector(Box::new(self.services.clone()));
     }
 
     /// Changes came in and wait.
@@ -265,7 +274,7 @@ impl Metrics {
         self.livez.get_or_create(&vec![("code", code.to_string())]).inc();
     }
 
-    fn take_in(&self, stats: &Stats) {
+    fn take_in(&self, stats: Stats) {
         for map in &stats.maps {
             let labels = vec![("map", map.name.to_owned())];
             self.map_entries.get_or_create(&labels).set(map.entries as i64);
@@ -286,6 +295,8 @@ impl Metrics {
         }
         self.collected.inner().store(stats.entries_collected, Ordering::Relaxed);
         self.flows_removed.inner().store(stats.flows_removed, Ordering::Relaxed);
+        self.opened.inner().store(stats.connections_opened, Ordering::Relaxed);
+        self.services.set(stats.services);
     }
 
     async fn render(&self) -> Result<String, std::fmt::Error> {
@@ -295,7 +306,7 @@ impl Metrics {
             rx.await.ok()
         };
         if let Ok(Some(stats)) = tokio::time::timeout(STATS_PATIENCE, asked).await {
-            self.take_in(&stats);
+            self.take_in(stats);
         }
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
@@ -351,7 +362,7 @@ mod tests {
             external: [0, 5],
         });
         metrics.healthz_answered(200);
-        metrics.take_in(&Stats {
+        metrics.take_in(Stats {
             maps: vec![MapStats {
                 name: "FRONTENDS4",
                 entries: 5,

@@ -14,6 +14,8 @@ pub const HAVE_SET_RETVAL: &str = "HAVE_SET_RETVAL";
 pub const HAVE_CSUM_IPV6: &str = "HAVE_CSUM_IPV6";
 /// `u32`: 1 if every connection to a cluster IP is masqueraded (S111).
 pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
+/// `u32`: 1 if every service port's traffic is counted (`--service-metrics`).
+pub const COUNT_SERVICES: &str = "COUNT_SERVICES";
 /// `u32`: first source port for masqueraded connections whose own port is taken.
 pub const PORT_FIRST: &str = "PORT_FIRST";
 /// `u32`: how many ports from [`PORT_FIRST`] on may be used.

@@ -17,6 +17,7 @@ pub mod backend;
 pub mod checksum;
 pub mod clock;
 pub mod config;
+pub mod counters;
 pub mod crc32c;
 pub mod fragment;
 pub mod frontend;

@@ -18,6 +18,8 @@ pub const AFFINITY_CAPACITY: usize = 65_536;
 pub const SRC_RANGES_CAPACITY: usize = 65_536;
 /// Service ports.
 pub const SERVICES_CAPACITY: usize = 65_536;
+/// Service ports whose traffic is counted. Less than there may be: every slot takes room on every CPU.
+pub const COUNTERS_CAPACITY: usize = 16_384;
 /// Interfaces.
 pub const LINKS_CAPACITY: usize = 4_096;
 /// Local addresses per family.
@@ -49,6 +51,8 @@ pub const LINKS: &str = "LINKS";
 pub const SERVICES: &str = "SERVICES";
 /// [`crate::reason::Reason`] → count, per CPU.
 pub const REASONS: &str = "REASONS";
+/// service id → [`crate::counters::Counters`], per CPU.
+pub const COUNTERS: &str = "COUNTERS";
 
 /// Name of one of the family pairs above for a family.
 pub const fn for_family<A: crate::addr::Address>(pair: [&'static str; 2]) -> &'static str {

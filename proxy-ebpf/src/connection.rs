@@ -7,6 +7,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
 use proxy_common::addr::{Port, Protocol};
+use proxy_common::counters::BY_PACKET;
 use proxy_common::frontend::Origin;
 use proxy_common::link::{LINK_PODS, NODE_ADDR_NODE_PORTS};
 use proxy_common::reason::Reason;
@@ -122,7 +123,7 @@ pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened
     match written {
         Ok(()) => Opened::Yes,
         Err(reason) => {
-            maps::count(reason);
+            maps::count_unserved(scratch::<A>().map_or(0, |scratch| scratch.service), reason, BY_PACKET);
             Opened::Dropped
         }
     }
@@ -149,6 +150,7 @@ fn make_way<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
         partner,
         request,
         leaves_by,
+        service,
         ..
     } = scratch;
     *reply = RewriteKey::new(key.dst, key.dst_port, key.src, key.src_port, key.protocol, key.hook ^ 1);
@@ -173,7 +175,7 @@ fn make_way<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
         flags: REWRITE_GAVE_WAY,
     };
     *request = key.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, meta);
-    *leaves_by = 0;
+    (*leaves_by, *service) = (0, 0);
     Opened::Yes
 }
 
@@ -203,7 +205,7 @@ fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
             Opened::Yes
         }
         Err(reason) => {
-            maps::count(reason);
+            maps::count_unserved(frontend.service, reason, BY_PACKET);
             if reason.is_refused() {
                 Opened::Refused
             } else {
@@ -433,6 +435,7 @@ fn publish<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
         return Err(Reason::RewriteFailed);
     };
     if A::insert_rewrite(key, &scratch.request, BPF_NOEXIST) {
+        maps::count_opened(scratch.service);
         return Ok(());
     }
     let winner = A::rewrite(key);

@@ -12,12 +12,13 @@ use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST};
+use proxy_common::counters::{BY_PACKET, Counters, DropClass, TO_BACKEND, TO_CLIENT, TOTAL};
 use proxy_common::fragment::{FragmentKey, Ports};
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
 use proxy_common::reason::{REASON_SLOTS, Reason};
-use proxy_common::rewrite::{Rewrite, RewriteKey};
+use proxy_common::rewrite::{KIND_REPLY, KIND_REQUEST, Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
 use proxy_common::settings::Settings;
 use proxy_common::socket::SocketFlows;
@@ -91,6 +92,9 @@ static SERVICES: HashMap<u32, ServiceInfo, { names::SERVICES_CAPACITY }, NO_PREA
 #[btf_map]
 static REASONS: PerCpuArray<u64, REASON_SLOTS> = PerCpuArray::new();
 
+#[btf_map]
+static COUNTERS: PerCpuArray<Counters, { names::COUNTERS_CAPACITY }> = PerCpuArray::new();
+
 /// Room for what does not fit on the stack while a connection is opened or refused. tc programs run with soft interrupts off, so
 /// a CPU's slot has one user at a time.
 #[repr(C, align(8))]
@@ -137,6 +141,8 @@ pub(crate) static MASQUERADE_ALL: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 pub(crate) static HAVE_CSUM_IPV6: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+pub(crate) static COUNT_SERVICES: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
 pub(crate) static PORT_FIRST: Global<u32> = Global::new(DEFAULT_PORT_FIRST);
 #[unsafe(no_mangle)]
 pub(crate) static PORT_COUNT: Global<u32> = Global::new(DEFAULT_PORT_COUNT);
@@ -147,6 +153,77 @@ pub(crate) fn count(reason: Reason) {
     if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
         // SAFETY: the slot belongs to this CPU, and programs do not migrate while they run.
         unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// This CPU's counters of a service, if they are kept and there is room for them.
+///
+/// Additions to them are not atomic: tc programs, which run with soft interrupts off, and socket hooks have words of their own.
+#[inline(always)]
+fn counters(service: u32) -> Option<*mut Counters> {
+    if COUNT_SERVICES.load() == 0 {
+        return None;
+    }
+    COUNTERS.get_ptr_mut(service)
+}
+
+/// # Safety
+/// `counter` is a word of this CPU's map slot.
+#[inline(always)]
+unsafe fn add(counter: *mut u64, more: u32) {
+    // SAFETY: promised by the caller; the slot stays allocated while the program runs.
+    unsafe { *counter = (*counter).wrapping_add(u64::from(more)) };
+}
+
+/// Counts a packet that goes through an entry of the rewrite table: once for each packet, so not those of masquerades.
+#[inline(always)]
+pub(crate) fn count_packet(service: u32, kind: u8, bytes: u32) {
+    if kind != KIND_REQUEST && kind != KIND_REPLY {
+        return;
+    }
+    if let Some(counters) = counters(service) {
+        let direction = if kind == KIND_REQUEST { TO_BACKEND } else { TO_CLIENT };
+        // SAFETY: words of the slot.
+        unsafe {
+            add(core::ptr::addr_of_mut!((*counters).packets[direction]), 1);
+            add(core::ptr::addr_of_mut!((*counters).bytes[direction]), bytes);
+        }
+    }
+}
+
+/// Counts a connection to a service, [`BY_PACKET`] or [`BY_SOCKET`].
+#[inline(always)]
+pub(crate) fn count_connection(service: u32, by: usize) {
+    if let Some(counters) = counters(service) {
+        // SAFETY: a word of the slot.
+        unsafe { add(core::ptr::addr_of_mut!((*counters).connections[by]), 1) };
+    }
+}
+
+/// Counts a connection that was written into the rewrite table.
+#[inline(always)]
+pub(crate) fn count_opened(service: u32) {
+    count_connection(service, BY_PACKET);
+    if let Some(counters) = COUNTERS.get_ptr_mut(TOTAL) {
+        // SAFETY: a word of the slot.
+        unsafe { add(core::ptr::addr_of_mut!((*counters).connections[BY_PACKET]), 1) };
+    }
+}
+
+/// Counts what was not served, by its reason and for its service. `by` as for [`count_connection`].
+#[inline(always)]
+pub(crate) fn count_unserved(service: u32, reason: Reason, by: usize) {
+    count(reason);
+    if let Some(counters) = counters(service) {
+        // SAFETY: words of the slot.
+        unsafe {
+            let counter = if reason.is_refused() {
+                core::ptr::addr_of_mut!((*counters).refused[by])
+            } else {
+                core::ptr::addr_of_mut!((*counters).dropped[DropClass::of(reason) as usize])
+            };
+            add(counter, 1);
+        }
     }
 }
 

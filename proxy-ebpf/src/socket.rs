@@ -22,6 +22,7 @@ use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
+use proxy_common::counters::BY_SOCKET;
 use proxy_common::frontend::{FRONTEND_LOCAL, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, Origin};
 use proxy_common::link::{NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS};
 use proxy_common::reason::Reason;
@@ -295,16 +296,21 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         forget(c);
         return PROCEED;
     };
-    let (to, to_port) = match way_past_loopback::<C::Addr>(protocol, frontend) {
+    let past_loopback = way_past_loopback::<C::Addr>(protocol, frontend);
+    let (to, to_port) = match past_loopback {
         Some(cluster_ip) => (cluster_ip.addr, cluster_ip.port),
         None => match resolve::<C::Addr>(frontend, origin, &addr) {
             Ok(backend) => (backend.addr, backend.port),
-            Err(reason) => return unserved(reason),
+            Err(reason) => return unserved(frontend.service, reason),
         },
     };
     let Some(flows) = storage::<C>(ctx) else { return PROCEED };
     // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock.
     unsafe { (*flows).flows[0] = flow(addr, port, frontend, to, to_port) };
+    if past_loopback.is_none() {
+        // Otherwise its first packet is counted.
+        maps::count_connection(frontend.service, BY_SOCKET);
+    }
     c.set_addr(to);
     c.set_port(to_port);
     PROCEED
@@ -367,11 +373,12 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     }
     let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host, &addr) {
         Ok(backend) => backend,
-        Err(reason) => return unserved(reason),
+        Err(reason) => return unserved(frontend.service, reason),
     };
     if let Some(new) = flows.flows.get_mut(slot) {
         *new = flow(addr, port, frontend, backend.addr, backend.port);
     }
+    maps::count_connection(frontend.service, BY_SOCKET);
     c.set_addr(backend.addr);
     c.set_port(backend.port);
     PROCEED
@@ -440,9 +447,9 @@ fn storage<C: Context>(ctx: &SockAddrContext) -> Option<*mut SocketFlows<C::Addr
 /// No backend: a refusal is said at once where the kernel lets us choose the error; otherwise, and for drops, the packet programs
 /// deal with what the socket sends.
 #[inline(always)]
-fn unserved(reason: Reason) -> i32 {
+fn unserved(service: u32, reason: Reason) -> i32 {
     if reason.is_refused() && HAVE_SET_RETVAL.load() != 0 {
-        maps::count(reason);
+        maps::count_unserved(service, reason, BY_SOCKET);
         // SAFETY: no memory is passed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return FAIL;

@@ -6,6 +6,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use proxy_common::addr::{Addr4, Addr6};
+use proxy_common::counters::BY_PACKET;
 use proxy_common::reason::Reason;
 use proxy_common::rewrite::{
     HOOK_EGRESS, HOOK_INGRESS, REWRITE_GAVE_WAY, REWRITE_REROUTE, REWRITE_TO_INGRESS, Rewrite,
@@ -106,7 +107,9 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
     rewrite::touch(entry, packet);
     // SAFETY: the slot stays allocated while the program runs. Only its clock and state change after it was written, and those
     // are not read here.
-    rewritten::<A, L2, HOOK>(ctx, packet, unsafe { &*entry })
+    let entry = unsafe { &*entry };
+    maps::count_packet(entry.service, entry.kind, ctx.len().wrapping_sub(L2 as u32));
+    rewritten::<A, L2, HOOK>(ctx, packet, entry)
 }
 
 /// What becomes of a packet that has the tuple of an entry that gave way, but is not of its connection, or not here.
@@ -137,7 +140,7 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
     rewrite: &Rewrite<A>,
 ) -> i32 {
     if rewrite::apply::<A, L2>(ctx, packet, rewrite).is_err() {
-        maps::count(Reason::RewriteFailed);
+        maps::count_unserved(rewrite.service, Reason::RewriteFailed, BY_PACKET);
         return DROP;
     }
     let skb = ctx.skb.skb;
@@ -147,13 +150,13 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
     if HOOK == HOOK_EGRESS && rewrite.flags & REWRITE_REROUTE != 0 {
         // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`).
         let Some(words) = A::scratch().map(|scratch| unsafe { &mut (*scratch).words }) else {
-            maps::count(Reason::RewriteFailed);
+            maps::count_unserved(rewrite.service, Reason::RewriteFailed, BY_PACKET);
             return DROP;
         };
         return match A::route(skb, &rewrite.src, &rewrite.dst, words) {
             Routed::Forward(ifindex) => route::send(ifindex),
             Routed::Stack => {
-                maps::count(Reason::NoRoute);
+                maps::count_unserved(rewrite.service, Reason::NoRoute, BY_PACKET);
                 DROP
             }
         };

@@ -12,6 +12,7 @@ use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::affinity::{Affinity, AffinityKey};
 use proxy_common::backend::Backend;
 use proxy_common::config;
+use proxy_common::counters::Counters;
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
@@ -47,6 +48,8 @@ pub struct Constants {
     pub pods_by_link: bool,
     /// Source ports for masquerading: first and count.
     pub ports: (u32, u32),
+    /// Every service port's traffic is counted.
+    pub count_services: bool,
     /// Most talkative level of aya-log that is kept, 0 for none.
     pub log_level: u8,
 }
@@ -59,6 +62,7 @@ impl Default for Constants {
             pods6: None,
             pods_by_link: false,
             ports: (config::DEFAULT_PORT_FIRST, config::DEFAULT_PORT_COUNT),
+            count_services: true,
             log_level: 0,
         }
     }
@@ -100,7 +104,10 @@ impl Programs {
             .override_global(config::PORT_FIRST, &constants.ports.0, true)
             .override_global(config::PORT_COUNT, &constants.ports.1, true)
             .override_global(config::HAVE_SET_RETVAL, &1u32, true)
+            .override_global(config::COUNT_SERVICES, &u32::from(constants.count_services), true)
             .override_global("AYA_LOG_LEVEL", &constants.log_level, true)
+            // Making the thousands that there may be takes longer than most tests.
+            .map_max_entries(names::COUNTERS, 64)
             .load(&object()?)
             .context("loading the eBPF object")?;
         for name in [
@@ -280,6 +287,17 @@ impl Programs {
         self.hash::<RewriteKey<A>, Rewrite<A>>(names::for_family::<A>(names::REWRITES))
             .insert(Plain(key), Plain(value), 0)
             .expect("rewrite");
+    }
+
+    /// What was counted of a service, over all CPUs.
+    pub fn counters(&self, service: u32) -> Counters {
+        let map: PerCpuArray<_, Plain<Counters>> =
+            PerCpuArray::try_from(self.ebpf.map(names::COUNTERS).expect("counters")).expect("per-CPU array");
+        let mut sum = Counters::default();
+        for counters in map.get(&service, 0).expect("counters").iter() {
+            sum.add(&counters.0);
+        }
+        sum
     }
 
     /// How often a reason was counted, over all CPUs.

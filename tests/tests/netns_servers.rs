@@ -216,6 +216,7 @@ fn the_metrics_server_s_paths() {
         ("localhostNodePorts", json!(true)),
         ("masqueradeAll", json!(false)),
         ("minSyncPeriod", json!("1s")),
+        ("serviceMetrics", json!(true)),
         ("syncPeriod", json!("30s")),
     ] {
         assert_eq!(config["ebpf"][field], value, "{field}");

@@ -29,6 +29,8 @@ macro_rules! both_families {
     };
 }
 
+#[path = "packet/counters.rs"]
+mod counters;
 #[path = "packet/errors.rs"]
 mod errors;
 #[path = "packet/masquerade.rs"]

@@ -67,6 +67,7 @@ pub(super) fn check(document: &Document, origin: &Origin, remarks: &mut Remarks)
             masquerade_all: ebpf.masquerade_all.or(section.masquerade_all).unwrap_or(false),
             attach: choice(origin, "ebpf.attach", &ebpf.attach, AttachArg::Auto)?.into(),
             log_level: choice(origin, "ebpf.bpfLogLevel", &ebpf.bpf_log_level, BpfLogLevelArg::Off)?.into(),
+            service_metrics: ebpf.service_metrics.unwrap_or(true),
             capacities: capacities(document, origin)?,
             timeouts: times::timeouts(&document.conntrack, origin)?,
         },
@@ -340,6 +341,7 @@ fn capacities(document: &Document, origin: &Origin) -> Result<Capacities, Config
         frontends: size("ebpf.capacities.frontends", given.frontends, default.frontends)?,
         backends: size("ebpf.capacities.backends", given.backends, default.backends)?,
         rewrites: size("ebpf.capacities.rewrites", given.rewrites, default.rewrites)?,
+        counters: size("ebpf.capacities.counters", given.counters, default.counters)?,
         services: size("ebpf.capacities.services", given.services, default.services)?,
     })
 }

@@ -110,6 +110,7 @@ pub(crate) struct Ebpf {
     pub(crate) masquerade_all: Option<bool>,
     pub(crate) master: Option<String>,
     pub(crate) min_sync_period: Option<String>,
+    pub(crate) service_metrics: Option<bool>,
     /// An empty address means the default in a file, so this is how a file says nowhere.
     pub(crate) serve_healthz: Option<bool>,
     pub(crate) serve_metrics: Option<bool>,
@@ -121,6 +122,7 @@ pub(crate) struct Ebpf {
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Capacities {
+    pub(crate) counters: Option<u32>,
     pub(crate) frontends: Option<u32>,
     pub(crate) backends: Option<u32>,
     pub(crate) rewrites: Option<u32>,

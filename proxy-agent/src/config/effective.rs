@@ -67,6 +67,7 @@ impl RunConfig {
                 bpf_dir: Some(datapath.bpf_dir.display().to_string()),
                 bpf_log_level: word::<BpfLogLevelArg, _>(datapath.log_level),
                 capacities: Capacities {
+                    counters: Some(datapath.capacities.counters),
                     frontends: Some(datapath.capacities.frontends),
                     backends: Some(datapath.capacities.backends),
                     rewrites: Some(datapath.capacities.rewrites),
@@ -82,6 +83,7 @@ impl RunConfig {
                 min_sync_period: Some(duration::text(self.intervals.min_sync)),
                 serve_healthz: Some(self.healthz.is_some()),
                 serve_metrics: Some(self.metrics.is_some()),
+                service_metrics: Some(datapath.service_metrics),
                 socket_lb: word::<SocketLbArg, _>(datapath.socket_lb),
                 sync_period: Some(duration::text(self.intervals.sync)),
             },

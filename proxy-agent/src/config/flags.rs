@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// How to attach to interfaces: tcx links (Linux 6.6), classic filters, or whichever is there. [default: auto]
     #[arg(long, value_enum)]
     pub attach: Option<AttachArg>,
+    /// Whether connections, packets and bytes are counted per service port, for /metrics and `top`. [default: true]
+    #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    pub service_metrics: Option<bool>,
     /// What the eBPF programs log. [default: off]
     #[arg(long, value_enum, value_name = "LEVEL")]
     pub bpf_log_level: Option<BpfLogLevelArg>,
@@ -147,4 +150,7 @@ pub struct RunArgs {
     /// Service ports.
     #[arg(long, value_name = "N", help_heading = SIZES)]
     pub services_capacity: Option<u32>,
+    /// Service ports whose traffic is counted; 88 bytes each on every CPU.
+    #[arg(long, value_name = "N", help_heading = SIZES)]
+    pub counters_capacity: Option<u32>,
 }

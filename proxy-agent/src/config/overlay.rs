@@ -86,6 +86,12 @@ fn own_flags(args: &RunArgs, document: &mut Document, over: &mut Overlay) {
     let level = args.bpf_log_level.and_then(word);
     over.own("--bpf-log-level", "ebpf.bpfLogLevel", level, &mut ebpf.bpf_log_level);
     over.own("-v", "logging.verbosity", args.v, &mut document.logging.verbosity);
+    over.own(
+        "--service-metrics",
+        "ebpf.serviceMetrics",
+        args.service_metrics,
+        &mut ebpf.service_metrics,
+    );
     let sizes = &mut ebpf.capacities;
     for (flag, field, value, slot) in [
         (
@@ -105,6 +111,12 @@ fn own_flags(args: &RunArgs, document: &mut Document, over: &mut Overlay) {
             "ebpf.capacities.rewrites",
             args.rewrites_capacity,
             &mut sizes.rewrites,
+        ),
+        (
+            "--counters-capacity",
+            "ebpf.capacities.counters",
+            args.counters_capacity,
+            &mut sizes.counters,
         ),
         (
             "--services-capacity",

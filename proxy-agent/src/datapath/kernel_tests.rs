@@ -76,11 +76,13 @@ impl Bed {
             masquerade_all: false,
             attach,
             log_level: BpfLogLevel::Off,
+            service_metrics: true,
             capacities: Capacities {
                 frontends: 64,
                 backends: 64,
                 rewrites: 1_024,
                 services: 64,
+                counters: 64,
             },
             timeouts: Timeouts::default(),
         }

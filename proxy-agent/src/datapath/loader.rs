@@ -75,7 +75,7 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
     ]
     .into_iter()
     .flatten()
-    .chain([names::LINKS, names::SERVICES, names::REASONS])
+    .chain([names::LINKS, names::SERVICES, names::REASONS, names::COUNTERS])
 }
 
 /// Loaded programs by name.
@@ -148,6 +148,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         have_csum_ipv6: u32::from(kernel >= KernelVersion::new(6, 16, 0)),
         port_first: ports.start,
         port_count: ports.end - ports.start,
+        count_services: u32::from(options.service_metrics),
         log_level: options.log_level as u8,
     };
     tracing::info!(
@@ -213,6 +214,13 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
     }
     sizes.push((names::SERVICES, capacities.services));
     sizes.extend(names::CLUSTER_IPS.map(|name| (name, capacities.services)));
+    // Slot 0 is no service's, and the only one if they are not counted.
+    let counted = if options.service_metrics {
+        capacities.counters
+    } else {
+        0
+    };
+    sizes.push((names::COUNTERS, counted.saturating_add(1)));
     for name in pinned_maps() {
         let map = object
             .maps
@@ -245,7 +253,12 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
         }
         let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
         let asked = chosen.as_deref().copied().unwrap_or_else(|| map.max_entries());
-        if pinned.max_entries() != asked {
+        // Counters may begin at zero: a map that was made without them, or with less, makes room for a larger one.
+        if name == names::COUNTERS && pinned.max_entries() < asked {
+            fs::remove_file(&path).map_err(DatapathError::call("removing the pinned map", path.display()))?;
+            continue;
+        }
+        if pinned.max_entries() != asked && name != names::COUNTERS {
             tracing::warn!(
                 map = name,
                 kept = pinned.max_entries(),
@@ -292,6 +305,7 @@ struct Constants {
     have_csum_ipv6: u32,
     port_first: u32,
     port_count: u32,
+    count_services: u32,
     log_level: u8,
 }
 
@@ -313,6 +327,7 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
         .override_global(config::HAVE_CSUM_IPV6, &constants.have_csum_ipv6, false)
         .override_global(config::PORT_FIRST, &constants.port_first, false)
         .override_global(config::PORT_COUNT, &constants.port_count, false)
+        .override_global(config::COUNT_SERVICES, &constants.count_services, false)
         .override_global(aya_log::LEVEL, &constants.log_level, false);
     Ok(loader.load(OBJECT).map_err(Box::new)?)
 }

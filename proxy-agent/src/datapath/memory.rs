@@ -94,6 +94,9 @@ pub(super) struct MemoryTables {
     pub(super) v6: MemoryFamily<Addr6>,
     pub(super) services: BTreeMap<u32, ServiceInfo>,
     pub(super) links: BTreeMap<u32, Link>,
+    /// Slots for counters, and those that were cleared.
+    pub(super) counter_slots: u32,
+    pub(super) cleared: Vec<u32>,
     pub(super) writes: Writes,
 }
 
@@ -105,6 +108,8 @@ impl MemoryTables {
             v6: MemoryFamily::new(slots, writes.clone()),
             services: BTreeMap::new(),
             links: BTreeMap::new(),
+            counter_slots: u32::MAX,
+            cleared: Vec::new(),
             writes,
         }
     }
@@ -322,6 +327,15 @@ impl Tables for MemoryTables {
     fn set_service(&mut self, id: u32, value: &ServiceInfo) -> Result<(), TableError> {
         self.writes.next("SERVICES")?;
         self.services.insert(id, *value);
+        Ok(())
+    }
+
+    fn counter_slots(&self) -> u32 {
+        self.counter_slots
+    }
+
+    fn clear_counters(&mut self, id: u32) -> Result<(), TableError> {
+        self.cleared.push(id);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod cgroup;
 mod classic;
 mod cleanup;
 pub(crate) mod constants;
+pub(crate) mod counters;
 mod error;
 mod flows;
 mod gc;
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6};
 use proxy_common::clock;
+use proxy_common::counters::Counters;
 use proxy_common::reason::Reason;
 
 use self::cgroup::Sockets;
@@ -91,6 +93,7 @@ pub struct Datapath {
     sync: Sync,
     settings: NodeSettings,
     pods: PodDetection,
+    service_metrics: bool,
     sockets: Option<Sockets>,
     links: Links,
     collectors: [Collector; 2],
@@ -125,6 +128,19 @@ pub struct Stats {
     pub entries_collected: u64,
     /// UDP flows that lost their backend so far (S141).
     pub flows_removed: u64,
+    /// Connections written into the rewrite tables so far, two entries each, or four.
+    pub connections_opened: u64,
+    /// What was counted of the service ports that saw any traffic; none if they are not counted.
+    pub services: Vec<ServiceStats>,
+}
+
+/// What was counted of a service port.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServiceStats {
+    /// The service port.
+    pub name: ServicePortName,
+    /// Over all CPUs.
+    pub counters: Counters,
 }
 
 /// Occupancy of a map.
@@ -194,6 +210,7 @@ impl Datapath {
             sync,
             settings,
             pods: options.pods,
+            service_metrics: options.service_metrics,
             sockets,
             links,
             collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
@@ -354,6 +371,7 @@ impl Datapath {
         let [ranges4, ranges6] = found.source_ranges.map(|n| n as u64);
         let [links, addrs4, addrs6] = self.links.entries();
         let tables = &self.tables;
+        let (connections_opened, services) = self.counters();
         Stats {
             maps: vec![
                 map("FRONTENDS4", frontends4, tables.v4.frontends.capacity()),
@@ -377,12 +395,44 @@ impl Datapath {
             attach_mode: self.links.mode(),
             entries_collected: self.collected,
             flows_removed: self.moved,
+            connections_opened,
+            services,
         }
     }
 
     fn now(&self) -> Duration {
         // Never so early that "the grace period ago" would lie before the start.
         self.started.elapsed() + GRACE
+    }
+
+    /// All connections, and what was counted of each service port.
+    fn counters(&self) -> (u64, Vec<ServiceStats>) {
+        let below = self
+            .sync
+            .service_ids()
+            .map(|(id, _)| id.saturating_add(1))
+            .max()
+            .unwrap_or(1);
+        let below = if self.service_metrics { below } else { 1 };
+        let counters = match self.tables.counters.read(below) {
+            Ok(counters) => counters,
+            Err(error) => {
+                tracing::warn!(%error, "no numbers of services");
+                return (0, Vec::new());
+            }
+        };
+        let total = counters.first().map_or(0, |total| total.connections.iter().sum());
+        let mut services: Vec<ServiceStats> = self
+            .sync
+            .service_ids()
+            .filter_map(|(id, name)| {
+                let counters = *counters.get(id as usize)?;
+                let name = name.clone();
+                (!counters.is_zero()).then_some(ServiceStats { name, counters })
+            })
+            .collect();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        (total, services)
     }
 
     fn reasons(&self) -> Vec<(&'static str, u64)> {

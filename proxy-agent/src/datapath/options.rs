@@ -30,6 +30,8 @@ pub struct Options {
     pub attach: AttachMode,
     /// What the programs say; [`BpfLogLevel::Off`] prunes every statement at load.
     pub log_level: BpfLogLevel,
+    /// Traffic is counted per service port.
+    pub service_metrics: bool,
     /// Sizes of the maps when they are made.
     pub capacities: Capacities,
     /// How long silent connections are remembered.
@@ -122,6 +124,8 @@ pub struct Capacities {
     pub rewrites: u32,
     /// Service ports.
     pub services: u32,
+    /// Service ports whose traffic is counted.
+    pub counters: u32,
 }
 
 impl Default for Capacities {
@@ -131,6 +135,7 @@ impl Default for Capacities {
             backends: names::BACKENDS_CAPACITY as u32,
             rewrites: names::REWRITES_CAPACITY as u32,
             services: names::SERVICES_CAPACITY as u32,
+            counters: names::COUNTERS_CAPACITY as u32,
         }
     }
 }

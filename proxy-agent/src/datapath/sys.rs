@@ -105,6 +105,18 @@ pub(crate) fn lookup_bytes(map: BorrowedFd<'_>, key: &u32, size: usize) -> io::R
     Ok(value)
 }
 
+/// Writes the values of all CPUs under `key` of a per-CPU map.
+pub(crate) fn update_per_cpu(map: BorrowedFd<'_>, key: u32, values: &[u64]) -> io::Result<()> {
+    let mut attr = Element {
+        map_fd: map.as_raw_fd() as u32,
+        pad: 0,
+        key: address(&key),
+        value: values.as_ptr().addr() as u64,
+        flags: 0,
+    };
+    bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
 /// Writes `value` under `key`, in one step for readers of a hash map.
 pub(crate) fn update<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
     let mut attr = Element {
@@ -208,6 +220,36 @@ pub(crate) fn lookup_batch<K: Pod, V: Pod>(
         entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
         return Ok(at_end);
     }
+}
+
+/// The values of all CPUs in up to `wanted` slots of a per-CPU array, `words` in each, from the slot behind `last` on.
+pub(crate) fn lookup_per_cpu_batch(
+    map: BorrowedFd<'_>,
+    last: Option<u32>,
+    wanted: usize,
+    words: usize,
+) -> io::Result<Vec<u64>> {
+    let mut keys = vec![0u32; wanted];
+    let mut values = vec![0u64; wanted * words];
+    let mut next = 0u32;
+    let mut attr = Batch {
+        in_batch: last.as_ref().map_or(0, address),
+        out_batch: std::ptr::from_mut(&mut next).addr() as u64,
+        keys: keys.as_mut_ptr().addr() as u64,
+        values: values.as_mut_ptr().addr() as u64,
+        count: wanted as u32,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => {}
+        // The end of the array.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(error) => return Err(error),
+    }
+    values.truncate(attr.count as usize * words);
+    Ok(values)
 }
 
 /// A whole array map in our memory (`BPF_F_MMAPABLE`): reading and writing slots costs no system call.

@@ -19,6 +19,7 @@ use proxy_common::service::ServiceInfo;
 use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
+use super::counters::CounterTable;
 use super::error::TableError;
 use super::sys::{self, Cursor, MappedArray};
 
@@ -82,6 +83,10 @@ pub(crate) trait Tables: FamilyTables<Addr4> + FamilyTables<Addr6> {
     fn services(&self) -> Result<Vec<(u32, ServiceInfo)>, TableError>;
     /// Names a service id.
     fn set_service(&mut self, id: u32, value: &ServiceInfo) -> Result<(), TableError>;
+    /// Slots for counters: a service id below has one.
+    fn counter_slots(&self) -> u32;
+    /// Clears the counters of a service id.
+    fn clear_counters(&mut self, id: u32) -> Result<(), TableError>;
     /// Frees a service id.
     fn remove_service(&mut self, id: u32) -> Result<(), TableError>;
     /// Every interface.
@@ -102,7 +107,7 @@ pub(crate) struct Hash<K, V> {
 }
 
 /// Opens a pinned map and checks the sizes that we are going to rely on.
-fn open(dir: &Path, name: &'static str, key: usize, value: usize) -> Result<(MapData, u32), TableError> {
+pub(super) fn open(dir: &Path, name: &'static str, key: usize, value: usize) -> Result<(MapData, u32), TableError> {
     let fail = |error: aya::maps::MapError| TableError::Call {
         map: name,
         source: io::Error::other(error),
@@ -224,6 +229,7 @@ pub(crate) struct BpfTables {
     pub(crate) services: Hash<u32, ServiceInfo>,
     pub(crate) links: Hash<u32, Link>,
     pub(crate) reasons: MapData,
+    pub(crate) counters: CounterTable,
 }
 
 impl BpfTables {
@@ -235,6 +241,7 @@ impl BpfTables {
             services: Hash::open(dir, names::SERVICES, super::SERVICES_SETTING)?,
             links: Hash::open(dir, names::LINKS, "--exclude-interfaces")?,
             reasons: open(dir, names::REASONS, size_of::<u32>(), size_of::<u64>())?.0,
+            counters: CounterTable::open(dir)?,
         })
     }
 }
@@ -393,6 +400,14 @@ impl Tables for BpfTables {
 
     fn set_service(&mut self, id: u32, value: &ServiceInfo) -> Result<(), TableError> {
         self.services.set(&id, value)
+    }
+
+    fn counter_slots(&self) -> u32 {
+        self.counters.slots()
+    }
+
+    fn clear_counters(&mut self, id: u32) -> Result<(), TableError> {
+        self.counters.clear(id)
     }
 
     fn remove_service(&mut self, id: u32) -> Result<(), TableError> {

@@ -7,6 +7,7 @@ pub mod explain;
 mod output;
 mod planned;
 mod rows;
+mod top;
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ pub use output::Output;
 pub(crate) use output::yaml;
 pub use planned::{PlannedFrontend, PlannedPort, PlannedSet, planned};
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
+pub use top::{BackendRate, ServiceRate, Sort, Top, TopOptions};
 
 /// Which rows are shown. What is not set does not restrict.
 #[derive(Clone, Debug, Default)]

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::datapath::Difference;
 use crate::doctor::{Check, Status};
 
-use super::{BackendRow, ConnectionRow, InspectError, ServiceRow};
+use super::{BackendRate, BackendRow, ConnectionRow, InspectError, ServiceRate, ServiceRow};
 
 /// How rows are shown (`-o`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -98,6 +98,21 @@ fn write_yaml(value: &Value, depth: usize, text: &mut String) {
         scalar => {
             let _infallible = writeln!(text, "{indent}{scalar}");
         }
+    }
+}
+
+/// A rate or a number, short: three digits are enough to compare.
+fn short(value: f64) -> String {
+    let (value, unit) = match value {
+        value if value >= 1e9 => (value / 1e9, "G"),
+        value if value >= 1e6 => (value / 1e6, "M"),
+        value if value >= 1e4 => (value / 1e3, "k"),
+        value => (value, ""),
+    };
+    if value == 0.0 || value >= 100.0 {
+        format!("{value:.0}{unit}")
+    } else {
+        format!("{value:.1}{unit}")
     }
 }
 
@@ -243,6 +258,76 @@ impl Columns for ConnectionRow {
                 .map_or_else(|| "<none>".to_owned(), |source| source.to_string()),
             or_none(&self.port_name),
             self.origin.clone(),
+        ]
+    }
+}
+
+impl Columns for ServiceRate {
+    const HEADINGS: &'static [&'static str] = &[
+        "NAMESPACE",
+        "SERVICE",
+        "PORT",
+        "PROTOCOL",
+        "CONN/S",
+        "PKT/S",
+        "BYTES/S",
+        "REFUSED/S",
+        "DROPPED/S",
+        "REQUEST-PKT/S",
+        "REPLY-PKT/S",
+        "REQUEST-BYTES/S",
+        "REPLY-BYTES/S",
+        "CONNECTIONS",
+        "PACKETS",
+        "BYTES",
+    ];
+    const NARROW: usize = 9;
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            or_none(&self.namespace),
+            self.service.clone(),
+            or_none(&self.port_name),
+            self.protocol.clone(),
+            short(self.connections_per_second),
+            short(self.packets_per_second()),
+            short(self.bytes_per_second()),
+            short(self.refused_per_second),
+            short(self.dropped_per_second),
+            short(self.request_packets_per_second),
+            short(self.reply_packets_per_second),
+            short(self.request_bytes_per_second),
+            short(self.reply_bytes_per_second),
+            short(self.connections as f64),
+            short(self.packets as f64),
+            short(self.bytes as f64),
+        ]
+    }
+}
+
+impl Columns for BackendRate {
+    const HEADINGS: &'static [&'static str] = &[
+        "NAMESPACE",
+        "SERVICE",
+        "PORT",
+        "PROTOCOL",
+        "ADDRESS",
+        "NEW/S",
+        "ACTIVE",
+        "KNOWN",
+    ];
+    const NARROW: usize = 8;
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            or_none(&self.namespace),
+            self.service.clone(),
+            or_none(&self.port_name),
+            self.protocol.clone(),
+            self.address.to_string(),
+            short(self.new_per_second),
+            self.active.to_string(),
+            self.known.to_string(),
         ]
     }
 }

@@ -119,7 +119,7 @@ pub struct ConnectionRow {
 }
 
 /// Service ports by id.
-pub(super) struct Names(HashMap<u32, ServicePortName>);
+pub(super) struct Names(pub(super) HashMap<u32, ServicePortName>);
 
 impl Names {
     pub(super) fn read(tables: &BpfTables) -> Result<Self, TableError> {
@@ -138,7 +138,7 @@ impl Names {
     }
 
     /// Namespace, name, port name.
-    fn get(&self, id: u32) -> (String, String, String) {
+    pub(super) fn get(&self, id: u32) -> (String, String, String) {
         match self.0.get(&id) {
             Some(name) => (name.namespace.clone(), name.name.clone(), name.port.clone()),
             None => (String::new(), format!("#{id}"), String::new()),
@@ -146,11 +146,11 @@ impl Names {
     }
 }
 
-fn protocol(number: u8) -> String {
+pub(super) fn protocol(number: u8) -> String {
     Protocol::from_number(number).map_or_else(|| number.to_string(), |protocol| protocol.to_string())
 }
 
-fn socket<A: Address>(addr: A, port: Port) -> SocketAddr {
+pub(super) fn socket<A: Address>(addr: A, port: Port) -> SocketAddr {
     SocketAddr::new(addr.into(), port.get())
 }
 

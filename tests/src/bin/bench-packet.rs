@@ -10,7 +10,7 @@ use perf_event::Builder;
 use perf_event::events::Hardware;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::names::{TC_EGRESS, TC_INGRESS};
-use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, Meta, RewriteKey};
+use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, Meta, RewriteKey};
 use proxy_common::settings::{Prefix, Settings};
 use proxy_tests::programs::{Constants, Programs};
 use proxy_tests::wire::{End, L4, Tcp, packet};
@@ -104,7 +104,12 @@ fn end<A: Address>(addr: A, port: u16) -> End {
 /// Test-run feeds the same buffer again and again, and a rewrite changes it. So one entry rewrites the packet and a second one
 /// turns it back: every run is a hit.
 fn ping_pong<A: Address>(programs: &mut Programs, key: RewriteKey<A>, backend: A, port: u16) {
-    let there = key.rewrite_to(key.src, key.src_port, backend, Port::new(port), Meta::default());
+    let meta = |kind| Meta {
+        service: 1,
+        kind,
+        ..Meta::default()
+    };
+    let there = key.rewrite_to(key.src, key.src_port, backend, Port::new(port), meta(KIND_REQUEST));
     let changed = RewriteKey::new(
         there.src,
         there.src_port,
@@ -113,7 +118,7 @@ fn ping_pong<A: Address>(programs: &mut Programs, key: RewriteKey<A>, backend: A
         key.protocol,
         key.hook,
     );
-    let back = changed.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, Meta::default());
+    let back = changed.rewrite_to(key.src, key.src_port, key.dst, key.dst_port, meta(KIND_REPLY));
     programs.set_rewrite(key, there);
     programs.set_rewrite(changed, back);
 }

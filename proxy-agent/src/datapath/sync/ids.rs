@@ -55,6 +55,11 @@ impl Ids {
         self.by_name.get(name).copied()
     }
 
+    /// Every service port that has a number.
+    pub(super) fn all(&self) -> impl Iterator<Item = (u32, &ServicePortName)> {
+        self.by_name.iter().map(|(name, id)| (*id, &**name))
+    }
+
     /// Numbers in the kernel.
     pub(super) fn len(&self) -> usize {
         self.written.len()
@@ -67,7 +72,9 @@ impl Ids {
             return Ok(false);
         }
         let info = info_of(name).ok_or("the name is longer than 64 bytes")?;
-        let id = self.next_free();
+        let id = self.next_free(tables.counter_slots());
+        // Before a program can count for it.
+        tables.clear_counters(id).map_err(|error| error.to_string())?;
         tables.set_service(id, &info).map_err(|error| error.to_string())?;
         self.last = id;
         self.written.insert(id, info);
@@ -140,7 +147,15 @@ impl Ids {
     }
 
     /// The next number after the last one given out, so that a freed number rests as long as possible.
-    fn next_free(&self) -> u32 {
+    /// As long as there are any, numbers that have a slot for counters.
+    fn next_free(&self, counter_slots: u32) -> u32 {
+        // Slot 0 is nobody's. If fewer numbers than that are taken, one of them is free, for others are beyond at best.
+        if self.written.len() < counter_slots.saturating_sub(1) as usize {
+            let behind = self.last.saturating_add(1)..counter_slots;
+            if let Some(id) = behind.chain(1..counter_slots).find(|id| !self.written.contains_key(id)) {
+                return id;
+            }
+        }
         let mut id = self.last;
         loop {
             id = id.wrapping_add(1).max(1);
@@ -169,4 +184,40 @@ pub(crate) fn name_of(info: &ServiceInfo) -> Option<ServicePortName> {
         port: decode_name(&info.port_name).to_owned(),
         protocol: Protocol::from_number(info.protocol)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::memory::MemoryTables;
+
+    #[test]
+    fn numbers_stay_where_counters_are() {
+        let mut tables = MemoryTables::new(0);
+        tables.counter_slots = 4;
+        let mut ids = Ids::default();
+        let name = |text: &str| {
+            Name::new(ServicePortName {
+                namespace: "ns".to_owned(),
+                name: text.to_owned(),
+                port: String::new(),
+                protocol: Protocol::Tcp,
+            })
+        };
+        let mut ensure = |ids: &mut Ids, text: &str| {
+            ids.ensure(&name(text), &mut tables).unwrap();
+            ids.get(&name(text)).unwrap()
+        };
+        assert_eq!(["a", "b", "c", "d"].map(|text| ensure(&mut ids, text)), [1, 2, 3, 4]);
+        for gone in ["b", "d"] {
+            ids.written.remove(&ids.by_name.remove(&name(gone)).unwrap());
+        }
+        assert_eq!(ensure(&mut ids, "e"), 2, "the one below that is free");
+        assert_eq!(ensure(&mut ids, "f"), 4, "none is: it is served, but not counted");
+        assert_eq!(
+            tables.cleared,
+            [1, 2, 3, 4, 2, 4],
+            "before a program counts for the new one"
+        );
+    }
 }

@@ -246,6 +246,11 @@ impl Sync {
         }
     }
 
+    /// Service ports by number.
+    pub(super) fn service_ids(&self) -> impl Iterator<Item = (u32, &ServicePortName)> {
+        self.ids.all()
+    }
+
     pub(super) fn occupancy(&self) -> Occupancy {
         let (v4, v6) = (self.v4.occupancy(), self.v6.occupancy());
         Occupancy {

@@ -199,6 +199,14 @@ where
 }
 
 impl Tables for DryTables {
+    fn counter_slots(&self) -> u32 {
+        self.real.counter_slots()
+    }
+
+    fn clear_counters(&mut self, _: u32) -> Result<(), TableError> {
+        Ok(())
+    }
+
     fn services(&self) -> Result<Vec<(u32, ServiceInfo)>, TableError> {
         self.real.services()
     }
