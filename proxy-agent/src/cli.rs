@@ -13,6 +13,8 @@ use crate::{datapath, run};
 
 /// Where the maps are pinned unless said otherwise.
 const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
+/// Says it for all commands of a container, where the BPF file system is mounted elsewhere.
+const BPF_DIR_VARIABLE: &str = "EBPF_PROXY_BPF_DIR";
 
 const TIMEOUTS: &str = "Silent connections (of the proxy's own table; netfilter's is left alone)";
 
@@ -101,7 +103,7 @@ enum ConnectionCommand {
 #[derive(Args, Debug)]
 struct Pins {
     /// Directory on a BPF file system where this agent's maps, programs and links are pinned.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
+    #[arg(long, value_name = "DIR", env = BPF_DIR_VARIABLE, default_value = DEFAULT_BPF_DIR)]
     bpf_dir: PathBuf,
 }
 
@@ -163,7 +165,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub masquerade_all: bool,
     /// Directory on a BPF file system to pin maps, programs and links in. One agent each.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
+    #[arg(long, value_name = "DIR", env = BPF_DIR_VARIABLE, default_value = DEFAULT_BPF_DIR)]
     pub bpf_dir: PathBuf,
     /// cgroup whose processes reach services at their sockets. Default: the cgroup2 mount.
     #[arg(long, value_name = "DIR")]

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
+pub mod confine;
 pub mod echo;
 pub mod firewall;
 pub mod http;
