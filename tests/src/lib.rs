@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod confine;
 pub mod echo;
 pub mod firewall;
+pub mod helm;
 pub mod http;
 pub mod leftovers;
 pub mod load;
