@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{DEFAULT_BPF_DIR, Remarks, RunArgs, RunConfig};
+use crate::config::{BPF_DIR_VARIABLE, DEFAULT_BPF_DIR, Remarks, RunArgs, RunConfig};
 use crate::dry_run::dry_run;
 use crate::inspect::{self, Filter, Output, Sort, Top, TopOptions};
 use crate::{datapath, duration, run};
@@ -124,7 +124,7 @@ struct RunCommand {
 #[derive(Args, Debug)]
 struct Pins {
     /// Directory on a BPF file system where this agent's maps, programs and links are pinned.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_BPF_DIR)]
+    #[arg(long, value_name = "DIR", env = BPF_DIR_VARIABLE, default_value = DEFAULT_BPF_DIR)]
     bpf_dir: PathBuf,
 }
 

@@ -30,6 +30,8 @@ use crate::gates::FeatureGates;
 
 /// Where the maps are pinned unless said otherwise.
 pub(crate) const DEFAULT_BPF_DIR: &str = "/sys/fs/bpf/ebpf-proxy";
+/// Says it for all commands of a container, where the BPF file system is mounted elsewhere.
+pub(crate) const BPF_DIR_VARIABLE: &str = "EBPF_PROXY_BPF_DIR";
 /// Our `mode`, as `/proxyMode` and `/configz` say it.
 pub(crate) const MODE: &str = "ebpf";
 

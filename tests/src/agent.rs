@@ -14,6 +14,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 
 use crate::cgroup::Cgroup;
+use crate::confine::Confinement;
 use crate::http;
 use crate::leftovers;
 use crate::netns::Netns;
@@ -45,6 +46,7 @@ pub struct Agent {
     own_args: usize,
     child: Option<Child>,
     keep: bool,
+    confinement: Option<Confinement>,
 }
 
 /// The agent's binary: `PROXY_AGENT_BIN`, or the one built beside the running test.
@@ -84,6 +86,7 @@ impl Agent {
             own_args: 0,
             child: None,
             keep: false,
+            confinement: None,
         };
         let bpf = agent.bpf_dir();
         fs::create_dir(&bpf)?;
@@ -111,6 +114,15 @@ impl Agent {
     pub fn set_options(&mut self, options: &[&str]) {
         self.args.truncate(self.own_args);
         self.args.extend(options.iter().map(|o| (*o).to_owned()));
+    }
+
+    /// Gives the agent no more than these capabilities, on a root file system and with a cgroup that it cannot write; from the next
+    /// [`Agent::launch`] on.
+    pub fn confine(&mut self, capabilities: &[String]) {
+        self.confinement = Some(Confinement {
+            capabilities: capabilities.to_vec(),
+            read_only: vec![self.cgroup.path().to_owned()],
+        });
     }
 
     /// Starts the process and waits until it is ready: also after [`Agent::kill`] or [`Agent::stop`].
@@ -146,6 +158,9 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
+        if let Some(confinement) = &self.confinement {
+            confinement.apply(&mut command)?;
+        }
         let child = if self.keep {
             command.spawn()
         } else {
@@ -236,6 +251,9 @@ impl Agent {
     /// Runs another command of the binary on this node: `service list`, `cleanup`, …; `--bpf-dir` is added.
     pub fn command(&self, args: &[&str]) -> Result<String> {
         let mut command: Command = self.netns.command(binary()?);
+        if let Some(confinement) = &self.confinement {
+            confinement.apply(&mut command)?;
+        }
         process::run(command.args(args).arg("--bpf-dir").arg(self.bpf_dir()))
     }
 

@@ -7,8 +7,10 @@
 pub mod agent;
 pub mod apiserver;
 pub mod cgroup;
+pub mod confine;
 pub mod echo;
 pub mod firewall;
+pub mod helm;
 pub mod http;
 pub mod leftovers;
 pub mod load;

@@ -32,6 +32,15 @@ impl Port {
     }
 }
 
+/// The objects of a file that people apply: YAML documents, without those that are empty.
+pub fn documents(text: &str) -> Result<Vec<Value>> {
+    let documents = text.split("\n---").map(serde_saphyr::from_str::<Value>);
+    let parsed = documents
+        .collect::<Result<Vec<_>, _>>()
+        .context("a document is no YAML")?;
+    Ok(parsed.into_iter().filter(|object| !object.is_null()).collect())
+}
+
 /// A ClusterIP Service of namespace `default`; one address for a single-stack service, two for dual-stack.
 pub fn service(name: &str, cluster_ips: &[&str], ports: &[Port]) -> Value {
     let families: Vec<_> = cluster_ips

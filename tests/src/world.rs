@@ -97,15 +97,17 @@ impl World {
 
     /// Starts an agent on every node that has none, all at once: most of their start is the verifier's work.
     pub fn start_agents(&mut self) -> Result<()> {
+        self.start_agents_with(|_| ())
+    }
+
+    /// [`World::start_agents`], after something was done to each.
+    pub fn start_agents_with(&mut self, change: impl Fn(&mut Agent)) -> Result<()> {
         let source = Source::Manifests(self.manifests.dir().to_owned());
         let mut agents = Vec::new();
         for node in &self.topology.nodes[self.agents.len()..] {
-            agents.push(Agent::prepare(
-                &node.host.name,
-                &node.host.netns,
-                &source,
-                &self.options,
-            )?);
+            let mut agent = Agent::prepare(&node.host.name, &node.host.netns, &source, &self.options)?;
+            change(&mut agent);
+            agents.push(agent);
         }
         std::thread::scope(|scope| {
             let starting: Vec<_> = agents.iter_mut().map(|agent| scope.spawn(|| agent.launch())).collect();

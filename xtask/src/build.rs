@@ -29,7 +29,7 @@ pub(crate) fn cargo() -> Result<Command> {
 }
 
 /// Where `build-ebpf` leaves the object, and where the agent's build finds it.
-fn object() -> Result<PathBuf> {
+pub(crate) fn object() -> Result<PathBuf> {
     Ok(shell::cache()?.join("ebpf/proxy-ebpf"))
 }
 

@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod demo;
+mod image;
 mod setup;
 mod shell;
 mod test;
@@ -22,7 +23,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what is missing: Debian packages (as root), bpf-linker, the Kubernetes binaries for the tests.
+    /// Install what is missing: Debian packages (as root), bpf-linker, the Kubernetes binaries and helm for the tests, zig for the
+    /// image.
     Setup,
     /// Compile the eBPF programs, with BTF, into one object.
     BuildEbpf,
@@ -32,6 +34,8 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
+    /// Make a container image of the agent, as a file. Needs no registry and no daemon.
+    Image(image::Args),
     /// Run every test: lints, unit tests, packets through the programs, namespaces, a real API server. Needs root.
     Test(test::Args),
     /// Two nodes, four pods, real traffic through the real datapath, a table of who answered. Needs root.
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         Verb::Setup => setup::for_tests(),
         Verb::BuildEbpf => build::ebpf().map(drop),
         Verb::Build { release } => build::agent(release).map(|agent| println!("{}", agent.display())),
+        Verb::Image(args) => image::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),

@@ -1,6 +1,7 @@
 //! What has to be on the machine, and how it gets there. Nothing is installed that is there already, and everything that is
 //! installed is named first.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -11,6 +12,11 @@ use crate::shell::{self, step};
 /// Version of bpf-linker, and the Kubernetes that the tests run; `tests/kubernetes/go.mod` names the same one.
 const BPF_LINKER: &str = "0.13.0";
 const KUBERNETES: &str = "1.36.3";
+/// `tests/helm/go.mod` names the same one.
+const HELM: &str = "4.3.1";
+/// Versions on PyPI.
+const ZIG: &str = "0.17.1";
+const CARGO_ZIGBUILD: &str = "0.24.0";
 
 /// A toolchain that can build for the BPF target.
 pub(crate) struct Toolchain {
@@ -22,6 +28,23 @@ pub(crate) struct Toolchain {
     pub(crate) cargo: PathBuf,
     /// bpf-linker, built for the compiler's LLVM.
     pub(crate) linker: PathBuf,
+}
+
+impl Toolchain {
+    /// A PATH on which this toolchain comes first, for tools that look for `cargo` and `rustc` there.
+    pub(crate) fn path_with_it_first(&self) -> Result<OsString> {
+        let first = self.cargo.parent().map(Path::to_owned);
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths(first.into_iter().chain(std::env::split_paths(&path))).context("PATH")
+    }
+}
+
+/// A linker and C compiler for every target, with its libc.
+pub(crate) struct Zig {
+    /// zig itself.
+    pub(crate) zig: PathBuf,
+    /// What makes cargo use it.
+    pub(crate) cargo_zigbuild: PathBuf,
 }
 
 /// A Debian package and the file by which one sees that it is there.
@@ -73,7 +96,9 @@ const ETCD: &[Package] = &[Package {
 pub(crate) fn for_tests() -> Result<()> {
     toolchain()?;
     for_namespaces()?;
-    kubernetes()
+    kubernetes()?;
+    helm()?;
+    zig().map(drop)
 }
 
 /// What the demo and the namespace tests need.
@@ -183,29 +208,77 @@ pub(crate) fn kubernetes() -> Result<()> {
     let version = "-X k8s.io/component-base/version.";
     let flags = format!("-s -w {version}gitVersion=v{KUBERNETES} {version}gitMajor={major} {version}gitMinor={minor}");
     for command in ["kube-apiserver", "kubectl"] {
-        let file = bin.join(command);
-        if file.is_file() {
-            continue;
-        }
-        if shell::which("go").is_none() {
-            bail!(
-                "the tests need a Kubernetes API server: install Go 1.26 or newer to build one, \
-                 or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl"
-            );
-        }
-        step(&format!(
-            "building {command} {KUBERNETES} from its Go module (a few minutes, once)"
-        ));
-        shell::run(
-            Command::new("go")
-                .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
-                .arg(&file)
-                .arg(format!("k8s.io/kubernetes/cmd/{command}"))
-                .env("CGO_ENABLED", "0")
-                .current_dir(shell::repository().join("tests/kubernetes")),
+        let package = format!("k8s.io/kubernetes/cmd/{command}");
+        go_build("tests/kubernetes", &package, KUBERNETES, &flags, &bin.join(command)).context(
+            "the tests need a Kubernetes API server: build one, \
+             or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl",
         )?;
     }
     Ok(())
+}
+
+/// Helm, for the tests of the chart: built once with Go.
+fn helm() -> Result<()> {
+    let file = shell::cache()?.join(format!("helm-{HELM}/helm"));
+    go_build("tests/helm", "helm.sh/helm/v4/cmd/helm", HELM, "-s -w", &file).context("the tests need helm")
+}
+
+/// A command from the Go module in a folder of the repository, unless it was built already.
+fn go_build(module: &str, package: &str, version: &str, flags: &str, file: &Path) -> Result<()> {
+    if file.is_file() {
+        return Ok(());
+    }
+    if shell::which("go").is_none() {
+        bail!("install Go 1.26 or newer to build {package} {version}");
+    }
+    step(&format!(
+        "building {package} {version} from its Go module (a few minutes, once)"
+    ));
+    shell::run(
+        Command::new("go")
+            .args(["build", "-trimpath", "-ldflags", flags, "-o"])
+            .arg(file)
+            .arg(package)
+            .env("CGO_ENABLED", "0")
+            .current_dir(shell::repository().join(module)),
+    )
+}
+
+/// zig and cargo-zigbuild, from PyPI into the cache: they build static programs for every processor.
+pub(crate) fn zig() -> Result<Zig> {
+    let root = shell::cache()?.join(format!("zig-{ZIG}-zigbuild-{CARGO_ZIGBUILD}"));
+    let found = Zig {
+        zig: root.join("ziglang/zig"),
+        cargo_zigbuild: root.join("bin/cargo-zigbuild"),
+    };
+    // pip moves the scripts there last.
+    if found.cargo_zigbuild.is_file() {
+        return Ok(found);
+    }
+    if shell::output(Command::new("python3").args(["-m", "pip", "--version"])).is_err() {
+        apt(&["python3-pip"])?;
+    }
+    step(&format!(
+        "installing zig {ZIG} and cargo-zigbuild {CARGO_ZIGBUILD} from PyPI below {} (0.4 GB)",
+        root.display()
+    ));
+    shell::run(
+        Command::new("python3")
+            .args([
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--upgrade",
+                "--disable-pip-version-check",
+            ])
+            .args(["--root-user-action", "ignore", "--target"])
+            .arg(&root)
+            .args([format!("ziglang=={ZIG}"), format!("cargo-zigbuild=={CARGO_ZIGBUILD}")]),
+    )
+    .context("the image needs zig, which makes the agent a static program")?;
+    Ok(found)
 }
 
 fn install(packages: &[Package]) -> Result<()> {

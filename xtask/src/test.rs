@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, step};
-use crate::{build, setup};
+use crate::{build, image, setup};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -18,6 +18,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::for_tests()?;
     let agent = build::agent(false)?;
+    let image = image::for_tests()?;
     if !args.no_lint {
         lint()?;
     }
@@ -32,7 +33,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "proxy-ebpf",
         "--no-fail-fast",
     ]);
-    command.env("PROXY_AGENT_BIN", agent);
+    command.env("PROXY_AGENT_BIN", agent).env("PROXY_AGENT_IMAGE", image);
     command.arg("--").args(args.filter.as_deref());
     shell::run(&mut command)
 }

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 
+use super::BPF_DIR_VARIABLE;
 use clap::{ArgAction, Args};
 
 use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, SocketLbArg};
@@ -29,7 +30,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<String>,
     /// Directory on a BPF file system to pin maps, programs and links in. One agent each. [default: /sys/fs/bpf/ebpf-proxy]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", env = BPF_DIR_VARIABLE)]
     pub bpf_dir: Option<String>,
     /// cgroup whose processes reach services at their sockets. [default: the cgroup2 mount]
     #[arg(long, value_name = "DIR")]

@@ -15,9 +15,15 @@ use super::error::DatapathError;
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 const CGROUP2_SUPER_MAGIC: u32 = 0x6367_7270;
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_BPF: u32 = 39;
+/// The bit of CAP_SYS_ADMIN, which includes CAP_BPF and CAP_PERFMON.
+const SYS_ADMIN: u32 = 21;
+/// What the agent needs: name, bit, and the capability that does as well. PERFMON is for the verifier: pointer arithmetic with
+/// bounds that it has to work out is for those who could read all memory anyway.
+const CAPABILITIES: [(&str, u32, Option<u32>); 3] = [
+    ("CAP_NET_ADMIN", 12, None),
+    ("CAP_BPF", 39, Some(SYS_ADMIN)),
+    ("CAP_PERFMON", 38, Some(SYS_ADMIN)),
+];
 
 /// Where nodePorts live unless the API server is told otherwise.
 const NODE_PORTS: Range<u32> = 30_000..32_768;
@@ -76,14 +82,13 @@ pub(crate) fn capabilities(status: &str) -> Result<(), DatapathError> {
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
         .unwrap_or_default();
     let has = |capability: u32| effective >> capability & 1 == 1;
-    if !has(CAP_NET_ADMIN) {
-        return Err(missing("the capability CAP_NET_ADMIN", "run as root or privileged"));
-    }
-    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
-        return Err(missing(
-            "the capability CAP_BPF or CAP_SYS_ADMIN",
-            "run as root or privileged",
-        ));
+    for (name, number, substitute) in CAPABILITIES {
+        if !has(number) && !substitute.is_some_and(has) {
+            return Err(missing(
+                &format!("the capability {name}"),
+                "give it to the agent (securityContext.capabilities.add in a pod), or run it as root or privileged",
+            ));
+        }
     }
     Ok(())
 }
@@ -201,9 +206,19 @@ mod tests {
 
     #[test]
     fn a_missing_capability_is_named() {
+        let status = |bits: &[u32]| format!("CapEff:\t{:016x}\n", bits.iter().map(|bit| 1_u64 << bit).sum::<u64>());
         assert!(capabilities("CapEff:\t000001ffffffffff\n").is_ok());
-        let error = capabilities("CapEff:\t0000000000000000\n").unwrap_err();
-        assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+        assert!(capabilities(&status(&[12, 38, 39])).is_ok());
+        assert!(capabilities(&status(&[12, SYS_ADMIN])).is_ok());
+        for (bits, name) in [
+            (&[38, 39][..], "CAP_NET_ADMIN"),
+            (&[12, 38], "CAP_BPF"),
+            (&[12, 39], "CAP_PERFMON"),
+            (&[], "CAP_NET_ADMIN"),
+        ] {
+            let error = capabilities(&status(bits)).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! shown by all other tests of this file too: their agent has nothing else.
 
 use proxy_tests::apiserver::AGENT_USER;
+use proxy_tests::helm::{deploy, render};
 
 use crate::cluster::{repository, turn};
 
@@ -16,6 +17,25 @@ fn the_manifest_is_accepted() {
         .api
         .kubectl(&[&strictly[..], &["--server-side", "--force-conflicts"]].concat())
         .unwrap();
+}
+
+/// The chart with its defaults, privileged, and with every value set: fields that do not exist and values that are not allowed, such
+/// as a propagation that only privileged containers may have, are errors. The objects have names of their own, so that none is taken
+/// for a change of what the cluster has already.
+#[test]
+fn what_the_chart_makes_is_accepted() {
+    let cluster = turn();
+    let everything = deploy("chart/tests/everything.yaml");
+    for args in [&[][..], &["--set", "privileged=true"], &["--values", &everything]] {
+        let objects = render(&[args, &["--set", "nameOverride=of-the-chart"]].concat()).unwrap();
+        for extra in [&[][..], &["--server-side", "--force-conflicts"]] {
+            let strictly = [&["apply", "--validate=strict", "--dry-run=server", "-f", "-"], extra].concat();
+            cluster
+                .api
+                .kubectl_with_input(&strictly, &objects)
+                .unwrap_or_else(|error| panic!("{args:?}: {error:#}"));
+        }
+    }
 }
 
 /// S14: every verb that is needed, and none that harms.
