@@ -5,9 +5,9 @@
 
 use std::path::PathBuf;
 
-use super::BPF_DIR_VARIABLE;
 use clap::{ArgAction, Args};
 
+use super::BPF_DIR_VARIABLE;
 use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, SocketLbArg};
 
 const KUBE: &str = "As kube-proxy has them (ignored with --config)";
