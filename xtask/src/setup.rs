@@ -8,9 +8,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, step};
 
-/// Version of bpf-linker, and the Kubernetes that the tests run; `tests/kubernetes/go.mod` names the same one.
+mod go;
+
+/// Version of bpf-linker.
 const BPF_LINKER: &str = "0.13.0";
-const KUBERNETES: &str = "1.36.3";
 
 /// A toolchain that can build for the BPF target.
 pub(crate) struct Toolchain {
@@ -69,11 +70,21 @@ const ETCD: &[Package] = &[Package {
     file: "/usr/bin/etcd",
 }];
 
+const CONTAINERS: &[Package] = &[
+    Package {
+        name: "runc",
+        file: "/usr/sbin/runc",
+    },
+    Package {
+        name: "containernetworking-plugins",
+        file: "/usr/lib/cni/bridge",
+    },
+];
+
 /// Everything the tests need.
 pub(crate) fn for_tests() -> Result<()> {
     toolchain()?;
-    for_namespaces()?;
-    kubernetes()
+    for_cluster()
 }
 
 /// What the demo and the namespace tests need.
@@ -177,35 +188,23 @@ pub(crate) fn kubernetes() -> Result<()> {
         return Ok(());
     }
     install(ETCD)?;
-    let bin = shell::cache()?.join(format!("kubernetes-{KUBERNETES}"));
-    let (major, minor) = KUBERNETES.split_once('.').unwrap_or((KUBERNETES, ""));
-    let minor = minor.split('.').next().unwrap_or_default();
-    let version = "-X k8s.io/component-base/version.";
-    let flags = format!("-s -w {version}gitVersion=v{KUBERNETES} {version}gitMajor={major} {version}gitMinor={minor}");
-    for command in ["kube-apiserver", "kubectl"] {
-        let file = bin.join(command);
-        if file.is_file() {
-            continue;
-        }
-        if shell::which("go").is_none() {
-            bail!(
-                "the tests need a Kubernetes API server: install Go 1.26 or newer to build one, \
-                 or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl"
-            );
-        }
-        step(&format!(
-            "building {command} {KUBERNETES} from its Go module (a few minutes, once)"
-        ));
-        shell::run(
-            Command::new("go")
-                .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
-                .arg(&file)
-                .arg(format!("k8s.io/kubernetes/cmd/{command}"))
-                .env("CGO_ENABLED", "0")
-                .current_dir(shell::repository().join("tests/kubernetes")),
-        )?;
-    }
-    Ok(())
+    go::build(&go::kubernetes(&["kube-apiserver", "kubectl"])).context(
+        "the tests need a Kubernetes API server; instead of building one you can set KUBEBUILDER_ASSETS to a folder with \
+         kube-apiserver, etcd and kubectl",
+    )
+}
+
+/// What a whole cluster needs besides: the rest of the control plane, the kubelet, and containers.
+pub(crate) fn for_cluster() -> Result<()> {
+    for_namespaces()?;
+    install(CONTAINERS)?;
+    kubernetes()?;
+    go::build(&go::kubernetes(&[
+        "kubelet",
+        "kube-controller-manager",
+        "kube-scheduler",
+    ]))?;
+    go::build(&go::containerd())
 }
 
 fn install(packages: &[Package]) -> Result<()> {
