@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod echo;
 pub mod firewall;
 pub mod http;
+pub mod kubernetes;
 pub mod leftovers;
 pub mod load;
 pub mod manifests;
