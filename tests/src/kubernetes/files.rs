@@ -9,7 +9,8 @@ pub(crate) const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// Where the bridge and host-local plugins are, as Debian has them.
 const CNI_PLUGINS: &str = "/usr/lib/cni";
 
-/// containerd: no registry, pods' network namespaces below its own state, cgroups as directories.
+/// containerd: no registry, pods' network namespaces below its own state, cgroups as directories, and no
+/// protection from the OOM killer beyond its own, for which some machines lack the right.
 pub(crate) fn containerd(cni: &str) -> String {
     format!(
         r#"version = 3
@@ -21,6 +22,7 @@ state = "/run/containerd"
   sandbox = "docker.io/{HELPER}"
 [plugins."io.containerd.cri.v1.runtime"]
   netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
 [plugins."io.containerd.cri.v1.runtime".cni]
   bin_dirs = ["{CNI_PLUGINS}"]
   conf_dir = "{cni}"

@@ -128,7 +128,9 @@ impl Machine {
 
     /// Did its kubelet start and end?
     pub(crate) fn kubelet_ended(&self) -> bool {
-        fs::read_to_string(self.cgroup().join("kubelet/cgroup.procs")).is_ok_and(|processes| processes.is_empty())
+        let spoke = fs::metadata(self.dir.path().join("kubelet.log")).is_ok_and(|log| log.len() > 0);
+        let processes = fs::read_to_string(self.cgroup().join("kubelet/cgroup.procs"));
+        spoke && processes.is_ok_and(|processes| processes.is_empty())
     }
 
     /// Ends the kubelet, without a word to anybody; what runs in pods goes on.
