@@ -69,6 +69,7 @@ pub fn echo(replicas: u8) -> Vec<Value> {
                 "metadata": {"labels": labels},
                 "spec": {
                     "terminationGracePeriodSeconds": 2,
+                    "dnsPolicy": "Default",
                     "topologySpreadConstraints": [{
                         "maxSkew": 1,
                         "topologyKey": "kubernetes.io/hostname",
@@ -114,6 +115,7 @@ pub fn clients() -> Value {
                 "metadata": {"labels": labels},
                 "spec": {
                     "terminationGracePeriodSeconds": 2,
+                    "dnsPolicy": "Default",
                     "containers": [{"name": "client", "image": HELPER}],
                 },
             },
