@@ -15,7 +15,7 @@ use crate::process;
 use crate::traffic::{self, Running};
 
 /// Pause between two requests of one kind to one address.
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(5);
 /// The line that says that all kinds of requests are answered.
 const READY: &str = "ready";
 const START: Duration = Duration::from_secs(20);

@@ -2,6 +2,7 @@
 //! starts the kubelet, and buries whoever loses its parent. Started by [`super::Machine`], in the node's network namespace, through
 //! the hidden `init` of the `cluster` program; whatever it mounts and starts ends with it.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use crate::{leftovers, process};
 const START: Duration = Duration::from_secs(60);
 /// Where pods find the node's part of the cgroup2 hierarchy, as if that were all there is.
 pub const CGROUP: &str = "/run/cgroup2";
+/// The kubelet's cgroup below the node's, and the name of its log.
+pub(crate) const KUBELET: &str = "kubelet";
 /// Kernel settings that a kubelet writes, with the values it wants. They belong to the whole machine, which is not its own here:
 /// it gets files in their place.
 const SYSCTLS: &[(&str, &str)] = &[
@@ -48,6 +51,20 @@ pub struct Plan {
     pub(crate) ctr: PathBuf,
     pub(crate) kubelet: PathBuf,
     pub(crate) images: Vec<PathBuf>,
+}
+
+impl Plan {
+    pub(crate) fn kubelet_arguments(&self) -> Vec<OsString> {
+        let (config, kubeconfig) = (self.dir.join("kubelet.json"), &self.kubeconfig);
+        let paths: [OsString; 4] = [
+            "--config".into(),
+            config.into(),
+            "--kubeconfig".into(),
+            kubeconfig.into(),
+        ];
+        let names = ["--hostname-override", &self.node, "--node-ip", &self.addresses].map(OsString::from);
+        paths.into_iter().chain(names).collect()
+    }
 }
 
 /// Does not return unless something fails.
@@ -140,10 +157,8 @@ fn start_containerd(plan: &Plan) -> Result<()> {
 
 fn start_kubelet(plan: &Plan) -> Result<()> {
     let mut command = Command::new(&plan.kubelet);
-    command.arg("--config").arg(plan.dir.join("kubelet.json"));
-    command.arg("--kubeconfig").arg(&plan.kubeconfig);
-    command.args(["--hostname-override", &plan.node, "--node-ip", &plan.addresses]);
-    spawn(command, plan, "kubelet").map(drop)
+    command.args(plan.kubelet_arguments());
+    spawn(command, plan, KUBELET).map(drop)
 }
 
 /// Starts a daemon in a cgroup of its own, by which it can be ended.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::cgroups::{Cgroups, entrance};
-use super::init::Plan;
+use super::init::{KUBELET, Plan};
 use super::{files, program};
 use crate::apiserver::ApiServer;
 use crate::netns::Netns;
@@ -19,6 +19,8 @@ use crate::topology::Host;
 use crate::{leftovers, process};
 
 const START: Duration = Duration::from_secs(30);
+/// What init reads.
+const PLAN: &str = "plan.json";
 /// Lines of a log that an error shows.
 const TAIL: usize = 15;
 
@@ -29,6 +31,7 @@ pub struct Machine {
     /// `unshare`, whose only child is init; the node ends with it.
     shell: Child,
     init: u32,
+    plan: Plan,
     // In this order: cgroups can be removed once their processes are gone.
     cgroups: Cgroups,
     dir: TempDir,
@@ -51,13 +54,14 @@ impl Machine {
             "--fork",
             "--kill-child=KILL",
         ]);
-        command.arg("--").arg(helper).arg("init").arg(&plan);
+        command.arg("--").arg(helper).arg("init").arg(dir.path().join(PLAN));
         let log = dir.path().join("init.log");
         let shell = process::spawn_logged(command, &log)?;
         let mut machine = Self {
             name: host.name.clone(),
             netns: host.netns.clone(),
             init: 0,
+            plan,
             shell,
             cgroups,
             dir,
@@ -108,10 +112,14 @@ impl Machine {
 
     /// A command as a process of the node: its network, mounts, processes and cgroup.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Result<Command> {
+        self.command_in("visitors", program)
+    }
+
+    fn command_in(&self, cgroup: &str, program: impl AsRef<OsStr>) -> Result<Command> {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--"]);
         command.arg(program);
-        let enter = entrance(self.cgroup(), "visitors").context("entering the node's cgroup")?;
+        let enter = entrance(self.cgroup(), cgroup).context("entering the node's cgroup")?;
         // SAFETY: what runs there is a write to an open file.
         unsafe { command.pre_exec(enter) };
         Ok(command)
@@ -129,14 +137,22 @@ impl Machine {
     /// Did its kubelet start and end?
     pub(crate) fn kubelet_ended(&self) -> bool {
         let spoke = fs::metadata(self.dir.path().join("kubelet.log")).is_ok_and(|log| log.len() > 0);
-        let processes = fs::read_to_string(self.cgroup().join("kubelet/cgroup.procs"));
+        let processes = fs::read_to_string(self.cgroup().join(KUBELET).join("cgroup.procs"));
         spoke && processes.is_ok_and(|processes| processes.is_empty())
     }
 
     /// Ends the kubelet, without a word to anybody; what runs in pods goes on.
     pub fn stop_kubelet(&self) -> Result<()> {
-        let kill = self.cgroup().join("kubelet/cgroup.kill");
+        let kill = self.cgroup().join(KUBELET).join("cgroup.kill");
         fs::write(&kill, "1").with_context(|| format!("writing {}", kill.display()))
+    }
+
+    /// Starts the kubelet again.
+    pub fn start_kubelet(&self) -> Result<()> {
+        let mut command = self.command_in(KUBELET, &self.plan.kubelet)?;
+        command.args(self.plan.kubelet_arguments());
+        // It ends with the node's PID namespace.
+        process::spawn_logged(command, &self.dir.path().join("kubelet.log")).map(drop)
     }
 
     /// Ends everything on the node at once.
@@ -175,7 +191,7 @@ fn write_files(
     cgroups: &Cgroups,
     api: &ApiServer,
     images: &[&Path],
-) -> Result<PathBuf> {
+) -> Result<Plan> {
     let cni = dir.join("cni");
     for sub in ["run", "lib", "log", "cni", "sysctls"] {
         fs::create_dir(dir.join(sub))?;
@@ -198,7 +214,6 @@ fn write_files(
         kubelet: program("kubelet")?,
         images: images.iter().map(|path| path.to_path_buf()).collect(),
     };
-    let path = dir.join("plan.json");
-    fs::write(&path, serde_json::to_vec(&plan)?)?;
-    Ok(path)
+    fs::write(dir.join(PLAN), serde_json::to_vec(&plan)?)?;
+    Ok(plan)
 }

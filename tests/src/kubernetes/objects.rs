@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -153,6 +154,18 @@ impl Kubernetes {
         let format = "jsonpath={range .items[*].endpoints[?(@.conditions.ready==true)]}{.addresses[0]} {.nodeName}{\"\\n\"}{end}";
         let text = self.api.kubectl(&[&slices[..], &["-o", format]].concat())?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// A command that runs the helper's client in the client pod of a node. It ends when its standard input does.
+    pub fn in_client_pod(&self, node: &str) -> Result<Command> {
+        let pods = self.pods("default", "app=client")?;
+        let (_, pod) = pods
+            .iter()
+            .find(|(of, _)| of == node)
+            .with_context(|| format!("no client on {node}"))?;
+        let mut command = self.api.kubectl_command()?;
+        command.args(["exec", "--stdin", pod, "--", "/usr/bin/cluster"]);
+        Ok(command)
     }
 
     /// Names of the pods with a label, by node.
