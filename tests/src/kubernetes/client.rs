@@ -2,7 +2,7 @@
 //! (the hidden `load` of the `cluster` program); [`Load`] is the side of the test, with a pipe between them.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -36,14 +36,8 @@ pub struct Tally {
     pub failures: Vec<String>,
 }
 
-impl Tally {
-    /// How many were made.
-    pub fn made(&self) -> usize {
-        self.failed + self.servers.values().sum::<usize>()
-    }
-}
-
-/// Sends requests to all addresses until standard input ends, then prints the tallies.
+/// Sends requests to all addresses until a line on standard input tells how many more of each kind are to be made; prints the
+/// tallies.
 pub fn serve(addresses: &[SocketAddr]) -> Result<()> {
     let began = Instant::now();
     let mut running = Vec::new();
@@ -63,7 +57,18 @@ pub fn serve(addresses: &[SocketAddr]) -> Result<()> {
         ensure!(requests.wait_for(1, START), "{what}: not one request comes to an end");
     }
     println!("{READY}");
-    std::io::stdin().read_to_end(&mut Vec::new())?;
+    let mut count = String::new();
+    std::io::stdin().read_line(&mut count)?;
+    let count = count
+        .trim()
+        .parse()
+        .context("reading how many requests are still to be made")?;
+    for (what, requests) in &running {
+        ensure!(
+            requests.wait_for(count, STOP),
+            "{what}: not {count} requests within {STOP:?}"
+        );
+    }
     let tallies: Vec<_> = running
         .into_iter()
         .map(|(what, requests)| tally(what, requests, began))
@@ -124,9 +129,10 @@ impl Load {
         Ok(Self { child, output })
     }
 
-    /// Stops the requests and gives what became of them.
-    pub fn stop(mut self) -> Result<Vec<Tally>> {
-        drop(self.child.stdin.take());
+    /// Lets `count` more requests of each kind be made, stops them, and gives what became of all.
+    pub fn stop(mut self, count: usize) -> Result<Vec<Tally>> {
+        let mut input = self.child.stdin.take().context("its standard input is a pipe")?;
+        writeln!(input, "{count}")?;
         let mut line = String::new();
         self.output.read_line(&mut line)?;
         process::wait_or_kill(&mut self.child, STOP)?;

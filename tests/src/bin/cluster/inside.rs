@@ -27,7 +27,7 @@ pub(crate) enum Role {
         #[arg(long, default_value_t = 20)]
         count: usize,
     },
-    /// Sends requests until standard input ends, then prints what became of them.
+    /// Sends requests until a line on standard input tells how many more, then prints what became of them.
     #[command(hide = true)]
     Load { addresses: Vec<SocketAddr> },
 }
