@@ -1,13 +1,13 @@
 //! A real etcd and kube-apiserver inside a namespace, and kubectl for it.
 //!
 //! Both listen only inside the namespace they are given (that of the underlay, so that agents on the nodes reach the API server
-//! at its address there), on their usual ports. Used by the API server tests and the latency benchmark.
+//! at its address there), on their usual ports. Used by the API server tests, the latency benchmark and whole clusters.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +20,7 @@ use crate::topology::SERVICE_CIDR;
 use crate::{leftovers, process};
 
 /// Version that `cargo xtask setup` builds; `tests/kubernetes/go.mod` names the same.
-const KUBERNETES: &str = "kubernetes-1.36.3";
+pub(crate) const KUBERNETES: &str = "kubernetes-1.36.3";
 const PORT: u16 = 6443;
 const START: Duration = Duration::from_secs(60);
 const ADMIN_TOKEN: &str = "admin-token";
@@ -71,7 +71,7 @@ impl ApiServer {
             "http://127.0.0.1:2379",
         ]);
         etcd.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
-        let etcd = spawn_logged(etcd, &dir.path().join("etcd.log"))?;
+        let etcd = process::spawn_logged(etcd, &dir.path().join("etcd.log"))?;
         let mut server = Self {
             netns: netns.clone(),
             address,
@@ -104,6 +104,8 @@ impl ApiServer {
             "--service-cluster-ip-range",
             SERVICE_CIDR,
         ]);
+        // The names of nodes are known to nobody.
+        command.arg("--kubelet-preferred-address-types=InternalIP");
         // The agent's DaemonSet is privileged, which real clusters allow.
         command.arg("--allow-privileged=true");
         command.args(["--token-auth-file", &file("tokens.csv"), "--cert-dir", &file("certs")]);
@@ -120,7 +122,7 @@ impl ApiServer {
             "--service-account-signing-key-file",
             &file("sa.key"),
         ]);
-        self.server = Some(spawn_logged(command, &self.dir.path().join("apiserver.log"))?);
+        self.server = Some(process::spawn_logged(command, &self.dir.path().join("apiserver.log"))?);
         let ready = process::wait_until(START, || {
             let exited = self
                 .server
@@ -157,6 +159,11 @@ impl ApiServer {
         self.dir.path().join("agent-kubeconfig")
     }
 
+    /// A file of its credentials, such as `ca.crt` or `sa.key`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     /// The namespace it listens in.
     pub fn netns(&self) -> &Netns {
         &self.netns
@@ -177,7 +184,15 @@ impl ApiServer {
         self.kubectl_with_input(&["apply", "-f", "-"], &crate::manifests::list(objects))
     }
 
-    fn kubectl_command(&self) -> Result<Command> {
+    /// The start of a command line for people, by which kubectl reaches it.
+    pub fn kubectl_line(&self) -> Result<String> {
+        let (netns, kubectl, config) = (self.netns.path(), program("kubectl")?, self.kubeconfig());
+        let (netns, kubectl, config) = (netns.display(), kubectl.display(), config.display());
+        Ok(format!("nsenter --net={netns} {kubectl} --kubeconfig {config}"))
+    }
+
+    /// A command for kubectl as administrator.
+    pub fn kubectl_command(&self) -> Result<Command> {
         let mut command = self.netns.command(program("kubectl")?);
         command.arg("--kubeconfig").arg(self.kubeconfig());
         command.arg("--cache-dir").arg(self.dir.path().join("kubectl-cache"));
@@ -199,13 +214,6 @@ impl Drop for ApiServer {
     }
 }
 
-fn spawn_logged(mut command: Command, log: &Path) -> Result<Child> {
-    let log = File::options().create(true).append(true).open(log)?;
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let name = command.get_program().display().to_string();
-    process::spawn_bound(command).with_context(|| format!("starting {name}"))
-}
-
 /// Certificates, keys, tokens and kubeconfigs.
 fn write_credentials(dir: &Path, address: IpAddr) -> Result<()> {
     let authority_key = KeyPair::generate()?;
@@ -214,7 +222,13 @@ fn write_credentials(dir: &Path, address: IpAddr) -> Result<()> {
     let authority_pem = authority.self_signed(&authority_key)?.pem();
     let issuer = Issuer::new(authority, authority_key);
     let server_key = KeyPair::generate()?;
-    let names = [address.to_string(), "127.0.0.1".into(), "kubernetes.default.svc".into()];
+    // The third is the address of the `kubernetes` Service: the first of the service network.
+    let names = [
+        address.to_string(),
+        "127.0.0.1".into(),
+        "10.96.0.1".into(),
+        "kubernetes.default.svc".into(),
+    ];
     let server = CertificateParams::new(names)?.signed_by(&server_key, &issuer)?;
     let accounts = KeyPair::generate()?;
     fs::write(dir.join("ca.crt"), &authority_pem)?;

@@ -132,21 +132,17 @@ pub fn sweep() {
     for path in ours(&std::env::temp_dir()).filter(|p| is_dead(p)) {
         remove_dir_with_mounts(&path);
     }
-    if let Ok(base) = cgroup::base() {
-        for path in ours(&base).filter(|p| is_dead(p)) {
-            let _ = fs::remove_dir(&path);
+    for place in cgroup_places() {
+        for path in ours(&place).filter(|p| is_dead(p)) {
+            let _ = remove_cgroup(&path);
         }
     }
 }
 
 /// What this process made and has not removed yet.
 pub fn owned_by_this_process() -> Vec<PathBuf> {
-    let places = [
-        Some(PathBuf::from(NETNS_DIR)),
-        Some(std::env::temp_dir()),
-        cgroup::base().ok(),
-    ];
-    let all = places.iter().flatten().flat_map(|dir| ours(dir));
+    let places = [PathBuf::from(NETNS_DIR), std::env::temp_dir()];
+    let all = places.into_iter().chain(cgroup_places()).flat_map(|dir| ours(&dir));
     all.filter(|path| pid_of(path) == Some(std::process::id())).collect()
 }
 
@@ -161,7 +157,41 @@ pub fn remove_dir_with_mounts(path: &Path) {
     let _ = fs::remove_dir_all(path);
 }
 
-fn ours(dir: &Path) -> impl Iterator<Item = PathBuf> {
+/// Processes that run and own a folder with this label.
+pub fn living_owners(label: &str) -> Vec<u32> {
+    let folders = ours(&std::env::temp_dir()).filter(|path| !is_dead(path));
+    let labelled = folders.filter(|path| path.to_string_lossy().contains(&format!("-{label}")));
+    labelled.filter_map(|path| pid_of(&path)).collect()
+}
+
+/// Kind (`cgroup` or `cgroup2`) and place of every hierarchy that is mounted.
+pub fn cgroup_mounts() -> Vec<(String, PathBuf)> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let hierarchies = fields.filter(|f| f.get(2).is_some_and(|kind| kind.starts_with("cgroup")));
+    hierarchies.map(|f| (f[2].to_owned(), PathBuf::from(f[1]))).collect()
+}
+
+/// Removes a cgroup and those below it, which must be empty.
+pub fn remove_cgroup(path: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(path)?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_cgroup(&entry.path())?;
+        }
+    }
+    fs::remove_dir(path)
+}
+
+/// Where cgroups are made: whole nodes at the root of each hierarchy, single agents below this process.
+fn cgroup_places() -> Vec<PathBuf> {
+    let mut places: Vec<_> = cgroup_mounts().into_iter().map(|(_, mount)| mount).collect();
+    places.extend(cgroup::base());
+    places.sort();
+    places.dedup();
+    places
+}
+
+fn ours(dir: &Path) -> impl Iterator<Item = PathBuf> + use<> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|e| e.path()).filter(|p| pid_of(p).is_some())
 }

@@ -6,6 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -116,7 +117,16 @@ impl Netns {
     }
 
     fn enter(&self) {
+        if self.is_entered().unwrap_or(false) {
+            // In a pod one has no right to, nor need one.
+            return;
+        }
         setns(&self.0.file, CloneFlags::CLONE_NEWNET).unwrap_or_else(|e| panic!("entering {}: {e}", self.0.name));
+    }
+
+    fn is_entered(&self) -> std::io::Result<bool> {
+        let (here, there) = (fs::metadata("/proc/thread-self/ns/net")?, self.0.file.metadata()?);
+        Ok((here.dev(), here.ino()) == (there.dev(), there.ino()))
     }
 
     /// A command that will run inside the namespace.

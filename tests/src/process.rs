@@ -1,6 +1,8 @@
 //! Child processes that never outlive the tests: each is killed when this process dies, however it dies.
 
+use std::fs::File;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::sync::{Mutex, OnceLock};
@@ -51,6 +53,14 @@ pub fn spawn_bound(mut command: Command) -> std::io::Result<Child> {
         .send((command, tx));
     sent.expect("the spawner lives as long as the process");
     rx.recv().expect("the spawner answers every request")
+}
+
+/// [`spawn_bound`] with a log file for everything it says.
+pub fn spawn_logged(mut command: Command, log: &Path) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(log)?;
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let name = command.get_program().display().to_string();
+    spawn_bound(command).with_context(|| format!("starting {name}"))
 }
 
 /// Runs a command to its end; an error carries what it printed.

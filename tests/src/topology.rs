@@ -305,6 +305,11 @@ impl Topology {
 }
 
 impl Node {
+    /// Counted from 1; its pod networks are 10.244.N.0/24 and fd00:10:244:N::/64.
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
     /// The node's own addresses on the pods' bridge, if it has one.
     pub fn bridge_address(&self, like: IpAddr) -> Option<IpAddr> {
         let n = self.number;

@@ -41,8 +41,11 @@ fn expressions() -> Vec<(String, String)> {
         .collect()
 }
 
-/// The metrics an expression names, each with its matchers as (label, values).
-fn metrics_of(expression: &str) -> Vec<(String, Vec<(String, Vec<String>)>)> {
+/// A label and the values that it is compared with.
+type Matcher = (String, Vec<String>);
+
+/// The metrics an expression names, each with its matchers.
+fn metrics_of(expression: &str) -> Vec<(String, Vec<Matcher>)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut found = Vec::new();
     let mut rest = expression;

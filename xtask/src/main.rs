@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod demo;
 mod image;
 mod setup;
@@ -40,6 +41,8 @@ enum Verb {
     Test(test::Args),
     /// Two nodes, four pods, real traffic through the real datapath, a table of who answered. Needs root.
     Demo(demo::Args),
+    /// Three nodes with real kubelets and containerds, this proxy as a DaemonSet, no kube-proxy. Stays up until Ctrl-C. Needs root.
+    Cluster(cluster::Args),
     /// Measure. Needs root.
     Bench(bench::Args),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Verb::Image(args) => image::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Cluster(args) => cluster::run(&args),
         Verb::Bench(args) => bench::run(&args),
     };
     match result {

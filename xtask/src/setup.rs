@@ -9,11 +9,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, step};
 
-/// Version of bpf-linker, and the Kubernetes that the tests run; `tests/kubernetes/go.mod` names the same one.
+mod go;
+
+/// Version of bpf-linker.
 const BPF_LINKER: &str = "0.13.0";
-const KUBERNETES: &str = "1.36.3";
-/// `tests/helm/go.mod` names the same one.
-const HELM: &str = "4.3.1";
 /// Versions on PyPI.
 const ZIG: &str = "0.17.1";
 const CARGO_ZIGBUILD: &str = "0.24.0";
@@ -92,12 +91,23 @@ const ETCD: &[Package] = &[Package {
     file: "/usr/bin/etcd",
 }];
 
+const CONTAINERS: &[Package] = &[
+    Package {
+        name: "runc",
+        file: "/usr/sbin/runc",
+    },
+    Package {
+        name: "containernetworking-plugins",
+        file: "/usr/lib/cni/bridge",
+    },
+];
+
 /// Everything the tests need.
 pub(crate) fn for_tests() -> Result<()> {
     toolchain()?;
     for_namespaces()?;
     kubernetes()?;
-    helm()?;
+    go::build(&go::helm()).context("the tests of the chart need helm")?;
     zig().map(drop)
 }
 
@@ -202,46 +212,23 @@ pub(crate) fn kubernetes() -> Result<()> {
         return Ok(());
     }
     install(ETCD)?;
-    let bin = shell::cache()?.join(format!("kubernetes-{KUBERNETES}"));
-    let (major, minor) = KUBERNETES.split_once('.').unwrap_or((KUBERNETES, ""));
-    let minor = minor.split('.').next().unwrap_or_default();
-    let version = "-X k8s.io/component-base/version.";
-    let flags = format!("-s -w {version}gitVersion=v{KUBERNETES} {version}gitMajor={major} {version}gitMinor={minor}");
-    for command in ["kube-apiserver", "kubectl"] {
-        let package = format!("k8s.io/kubernetes/cmd/{command}");
-        go_build("tests/kubernetes", &package, KUBERNETES, &flags, &bin.join(command)).context(
-            "the tests need a Kubernetes API server: build one, \
-             or set KUBEBUILDER_ASSETS to a folder with kube-apiserver, etcd and kubectl",
-        )?;
-    }
-    Ok(())
-}
-
-/// Helm, for the tests of the chart: built once with Go.
-fn helm() -> Result<()> {
-    let file = shell::cache()?.join(format!("helm-{HELM}/helm"));
-    go_build("tests/helm", "helm.sh/helm/v4/cmd/helm", HELM, "-s -w", &file).context("the tests need helm")
-}
-
-/// A command from the Go module in a folder of the repository, unless it was built already.
-fn go_build(module: &str, package: &str, version: &str, flags: &str, file: &Path) -> Result<()> {
-    if file.is_file() {
-        return Ok(());
-    }
-    if shell::which("go").is_none() {
-        bail!("install Go 1.26 or newer to build {package} {version}");
-    }
-    step(&format!(
-        "building {package} {version} from its Go module (a few minutes, once)"
-    ));
-    shell::run(
-        Command::new("go")
-            .args(["build", "-trimpath", "-ldflags", flags, "-o"])
-            .arg(file)
-            .arg(package)
-            .env("CGO_ENABLED", "0")
-            .current_dir(shell::repository().join(module)),
+    go::build(&go::kubernetes(&["kube-apiserver", "kubectl"])).context(
+        "the tests need a Kubernetes API server; instead of building one you can set KUBEBUILDER_ASSETS to a folder with \
+         kube-apiserver, etcd and kubectl",
     )
+}
+
+/// What a whole cluster needs besides: the rest of the control plane, the kubelet, and containers.
+pub(crate) fn for_cluster() -> Result<()> {
+    for_namespaces()?;
+    install(CONTAINERS)?;
+    kubernetes()?;
+    go::build(&go::kubernetes(&[
+        "kubelet",
+        "kube-controller-manager",
+        "kube-scheduler",
+    ]))?;
+    go::build(&go::containerd())
 }
 
 /// zig and cargo-zigbuild, from PyPI into the cache: they build static programs for every processor.
