@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proxy_tests::kubernetes::client::Load;
-use proxy_tests::kubernetes::{Kubernetes, image};
+use proxy_tests::kubernetes::{Kubernetes, Machine, image};
 use proxy_tests::process;
 use proxy_tests::shared::{Fixture, Shared};
 
@@ -50,13 +50,17 @@ fn helper() -> &'static Path {
 impl Cluster {
     /// Requests from a pod, and from a process of every node.
     fn load(&self) -> Vec<(String, Load)> {
+        self.load_of(&self.kubernetes.machines)
+    }
+
+    fn load_of(&self, machines: &[Machine]) -> Vec<(String, Load)> {
         let with_addresses = |mut command: std::process::Command| {
             command.arg("load").args(self.addresses.iter().map(ToString::to_string));
             Load::start(command).unwrap()
         };
         let pod = self.kubernetes.in_client_pod("node1").unwrap();
         let mut loads = vec![("a pod of node1".to_owned(), with_addresses(pod))];
-        for machine in &self.kubernetes.machines {
+        for machine in machines {
             let command = machine.command(helper()).unwrap();
             loads.push((machine.name().to_owned(), with_addresses(command)));
         }
@@ -154,13 +158,14 @@ fn a_deleted_pod_of_the_agent_loses_nothing() {
 #[test]
 fn a_node_that_leaves_is_sent_nothing() {
     let cluster = SHARED.turn();
-    let leaving = cluster.kubernetes.machines.last().unwrap();
+    let (leaving, staying) = cluster.kubernetes.machines.split_last().unwrap();
     let name = leaving.name();
     assert!(cluster.endpoints(name, |count| count > 0));
     leaving.stop_kubelet().unwrap();
     cluster.kubernetes.api.kubectl(&["delete", "node", name]).unwrap();
     assert!(cluster.endpoints(name, |count| count == 0), "its endpoints stay");
     assert!(cluster.forgotten("node1", NODES), "node1 still sends to {name}");
+    cluster.nothing_failed(cluster.load_of(staying));
     leaving.start_kubelet().unwrap();
     let back = process::wait_until(PATIENCE, || {
         cluster.agents().iter().any(|(node, _)| node == name).then_some(())
