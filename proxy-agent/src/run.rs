@@ -246,7 +246,11 @@ impl Owner {
         }
         if self.state.take_service_networks_changed() {
             let networks = self.state.service_networks();
-            tracing::info!(?networks, "service networks");
+            if networks.is_empty() {
+                tracing::info!("no service network is known: addresses of nobody are left to routing");
+            } else {
+                tracing::info!(?networks, "service networks");
+            }
             let report = self.datapath.set_service_networks(networks);
             self.note_failures(&report);
         }
