@@ -2,6 +2,9 @@
 //! Called by `Datapath` right after frontends were written, and once more after the grace period, because a program that read the
 //! old frontend may have written an entry meanwhile.
 //!
+//! At first only the entries for requests go. The others follow after the grace period: an answer may be under way, and would reach
+//! its client with the backend's address.
+//!
 //! Only UDP: TCP and SCTP connections stay where they are for as long as they live (S147).
 
 use std::collections::{BTreeSet, HashMap};
@@ -13,7 +16,7 @@ use proxy_common::rewrite::{HOOK_EGRESS, KIND_REQUEST, REWRITE_MASQUERADED, Rewr
 use super::error::TableError;
 use super::sync::FamilySync;
 use super::sys::Cursor;
-use super::tables::FamilyTables;
+use super::tables::{FamilyTables, RewriteEntry};
 
 /// Whose flows are looked at.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,15 +50,18 @@ impl Services {
 /// Where a flow to a frontend may stay: the service, and its backends, selectable or kept (S145), of either range (S143).
 type Allowed<A> = Option<(u32, BTreeSet<(A, Port)>)>;
 
-/// Removes the flows that have to choose again; gives their number.
+/// Flows that have to choose again, by what their entries for requests were.
+pub(super) type Departed<A> = Vec<RewriteEntry<A>>;
+
+/// Makes the flows choose again that have to; gives what is to be forgotten later.
 pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
     tables: &mut T,
     sync: &FamilySync<A>,
     services: &Services,
-) -> Result<usize, TableError> {
+) -> Result<Departed<A>, TableError> {
     let mut allowed: HashMap<FrontendKey<A>, Allowed<A>> = HashMap::new();
     let mut cursor = Cursor::default();
-    let mut removed = 0;
+    let mut departed = Vec::new();
     loop {
         let mut entries = Vec::new();
         let at_end = tables.scan_rewrites(&mut cursor, &mut entries)?;
@@ -72,12 +78,12 @@ pub(super) fn sweep<A: Address, T: FamilyTables<A>>(
                 *service == rewrite.service && backends.contains(&(rewrite.dst, rewrite.dst_port))
             });
             if !stays {
-                remove_connection(tables, &key, &rewrite)?;
-                removed += 1;
+                tables.remove_rewrite(&key)?;
+                departed.push((key, rewrite));
             }
         }
         if at_end {
-            return Ok(removed);
+            return Ok(departed);
         }
     }
 }
@@ -99,14 +105,26 @@ fn allowed_at<A: Address>(tables: &impl FamilyTables<A>, frontend: Option<&Front
     Some((frontend.service, backends))
 }
 
-/// Removes a request entry and everything that was written with it. The request goes first: the next packet then opens a new
-/// connection, whose entries have other keys because its backend is another one.
-fn remove_connection<A: Address>(
+/// Removes what is left of flows that went elsewhere. The flow may have come back to its backend meanwhile; then all of it is in use.
+pub(super) fn forget<A: Address>(
+    tables: &mut impl FamilyTables<A>,
+    departed: &[RewriteEntry<A>],
+) -> Result<(), TableError> {
+    for (key, rewrite) in departed {
+        let now = tables.rewrite(key)?;
+        if !now.is_some_and(|now| (now.dst, now.dst_port) == (rewrite.dst, rewrite.dst_port)) {
+            remove_rest(tables, key, rewrite)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything that was written with a request entry.
+fn remove_rest<A: Address>(
     tables: &mut impl FamilyTables<A>,
     key: &RewriteKey<A>,
     rewrite: &Rewrite<A>,
 ) -> Result<(), TableError> {
-    tables.remove_rewrite(key)?;
     remove_partner(tables, key, rewrite)?;
     if rewrite.flags & REWRITE_MASQUERADED == 0 {
         return Ok(());
@@ -250,7 +268,13 @@ mod tests {
         sync.apply(&mut tables, service(protocol, &[1, 2], &[]), Duration::ZERO);
         add_flow(&mut tables, protocol, 1);
         let mut report = sync.apply(&mut tables, service(protocol, selectable, keep), Duration::ZERO);
-        sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+        let departed = sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+        assert_eq!(
+            tables.v4.rewrites.len(),
+            4 - departed.len(),
+            "answers under way are translated"
+        );
+        forget(&mut tables, &departed).unwrap();
         tables.v4.rewrites.len()
     }
 
@@ -282,7 +306,8 @@ mod tests {
             sync.apply(&mut tables, on_node(&[1, 2]), Duration::ZERO);
             add_flow(&mut tables, Protocol::Udp, 1);
             let mut report = sync.apply(&mut tables, on_node(selectable), Duration::ZERO);
-            sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+            let departed = sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::Ids(report.take_moved_udp())).unwrap();
+            forget(&mut tables, &departed).unwrap();
             assert_eq!(tables.v4.rewrites.len(), left);
         }
     }
@@ -301,7 +326,9 @@ mod tests {
             .unwrap();
         reply.src = Addr4([10, 96, 0, 99]);
         sync.apply(&mut tables, service(Protocol::Udp, &[2], &[]), Duration::ZERO);
-        assert_eq!(sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::All).unwrap(), 1);
+        let departed = sweep::<Addr4, _>(&mut tables, &sync.v4, &Services::All).unwrap();
+        assert_eq!(departed.len(), 1);
+        forget(&mut tables, &departed).unwrap();
         let kinds: Vec<u8> = tables.v4.rewrites.values().map(|rewrite| rewrite.kind).collect();
         assert_eq!(kinds, [KIND_REPLY]);
     }

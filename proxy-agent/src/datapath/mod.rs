@@ -43,7 +43,7 @@ use proxy_common::counters::Counters;
 use proxy_common::reason::Reason;
 
 use self::cgroup::Sockets;
-use self::flows::Services;
+use self::flows::{Departed, Services};
 use self::gc::Collector;
 use self::links::Links;
 use self::loader::Loaded;
@@ -99,6 +99,8 @@ pub struct Datapath {
     collectors: [Collector; 2],
     /// Flows to look at again, and when.
     sweep: Option<(Duration, Services)>,
+    /// Flows that went elsewhere, since when; what is left of them is forgotten after the grace period.
+    departed: Vec<(Duration, Departed<Addr4>, Departed<Addr6>)>,
     /// When to look at the affinity records again.
     forget: Option<Duration>,
     /// When failed writes are tried again, and how long to wait after that.
@@ -215,6 +217,7 @@ impl Datapath {
             links,
             collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
             sweep: None,
+            departed: Vec::new(),
             forget: None,
             retry: (Duration::ZERO, SOON),
             started,
@@ -306,7 +309,7 @@ impl Datapath {
         }
         if let Some((due, services)) = self.sweep.take() {
             if due <= now {
-                self.sweep_once(&services, &mut report);
+                self.sweep_once(&services, &mut report, now);
             } else {
                 self.sweep = Some((due, services));
             }
@@ -467,7 +470,7 @@ impl Datapath {
     }
 
     fn sweep_flows(&mut self, services: Services, report: &mut SyncReport, now: Duration) {
-        self.sweep_once(&services, report);
+        self.sweep_once(&services, report, now);
         let later = match self.sweep.take() {
             Some((_, waiting)) => waiting.join(services),
             None => services,
@@ -475,17 +478,26 @@ impl Datapath {
         self.sweep = Some((now + GRACE, later));
     }
 
-    fn sweep_once(&mut self, services: &Services, report: &mut SyncReport) {
+    fn sweep_once(&mut self, services: &Services, report: &mut SyncReport, now: Duration) {
+        let late = |(when, ..): &mut (Duration, Departed<Addr4>, Departed<Addr6>)| *when + GRACE <= now;
+        for (_, v4, v6) in self.departed.extract_if(.., late) {
+            let forgotten = flows::forget(&mut self.tables, &v4).and_then(|()| flows::forget(&mut self.tables, &v6));
+            if let Err(error) = forgotten {
+                report.fail("UDP flows", error);
+            }
+        }
         let swept4 = flows::sweep::<Addr4, _>(&mut self.tables, &self.sync.v4, services);
         let swept6 = flows::sweep::<Addr6, _>(&mut self.tables, &self.sync.v6, services);
-        for swept in [swept4, swept6] {
-            match swept {
-                Ok(removed) => {
-                    report.flows_removed += removed;
-                    self.moved += removed as u64;
+        match swept4.and_then(|v4| Ok((v4, swept6?))) {
+            Ok((v4, v6)) => {
+                let moved = v4.len() + v6.len();
+                report.flows_removed += moved;
+                self.moved += moved as u64;
+                if moved > 0 {
+                    self.departed.push((now, v4, v6));
                 }
-                Err(error) => report.fail("UDP flows", error),
             }
+            Err(error) => report.fail("UDP flows", error),
         }
     }
 
