@@ -112,7 +112,7 @@ pub(super) fn forget<A: Address>(
 ) -> Result<(), TableError> {
     for (key, rewrite) in departed {
         let now = tables.rewrite(key)?;
-        if !now.is_some_and(|now| (now.dst, now.dst_port) == (rewrite.dst, rewrite.dst_port)) {
+        if now.is_none_or(|now| (now.dst, now.dst_port) != (rewrite.dst, rewrite.dst_port)) {
             remove_rest(tables, key, rewrite)?;
         }
     }
