@@ -45,18 +45,27 @@ pub(crate) enum Opened {
 }
 
 /// Is the connection of this entry over, so that its tuple may be used again (S154)? `partner` is scratch room.
+///
+/// It is not while its other direction is used: the first packet after a pause is seen again, translated, where it leaves, and finds
+/// there the entry for its replies, which is still as old as the pause.
 #[inline(always)]
 fn is_over<A: Family>(key: &RewriteKey<A>, entry: &Rewrite<A>, partner: &mut RewriteKey<A>) -> bool {
-    if clock::elapsed(entry.last_seen, now()) > SYN_REUSE || entry.state & STATE_RST != 0 {
+    if entry.state & STATE_RST != 0 {
         return true;
     }
     *partner = key.partner(entry);
     let Some(partner) = A::rewrite(partner) else {
         return true;
     };
-    // SAFETY: the slot stays allocated while the program runs; one aligned word is read.
-    let state = unsafe { core::ptr::addr_of!((*partner).state).read_volatile() };
-    state & STATE_RST != 0 || state & entry.state & STATE_FIN != 0
+    // SAFETY: the slot stays allocated while the program runs; aligned words are read.
+    let (state, seen) = unsafe {
+        (
+            core::ptr::addr_of!((*partner).state).read_volatile(),
+            core::ptr::addr_of!((*partner).last_seen).read_volatile(),
+        )
+    };
+    let seen = if seen > entry.last_seen { seen } else { entry.last_seen };
+    clock::elapsed(seen, now()) > SYN_REUSE || state & STATE_RST != 0 || state & entry.state & STATE_FIN != 0
 }
 
 /// Does a SYN that found `entry` open a new connection? If the old one is over, its entries are removed.

@@ -104,6 +104,10 @@ impl Kubernetes {
         manager
             .arg("--service-account-private-key-file")
             .arg(self.api.file("sa.key"));
+        // Its default is a folder of the machine, which it makes.
+        manager
+            .arg("--flex-volume-plugin-dir")
+            .arg(self.dir.path().join("plugins"));
         manager.arg("--root-ca-file").arg(self.api.file("ca.crt"));
         // Nodes that went silent are noticed soon; see the kubelet's lease in `files`.
         manager.args(["--node-monitor-grace-period=20s", "--node-monitor-period=2s"]);

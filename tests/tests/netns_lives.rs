@@ -8,7 +8,7 @@ use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 use etherparse::TcpHeader;
-use proxy_tests::echo::{self, Held};
+use proxy_tests::echo::{self, Held, Udp};
 use proxy_tests::process::wait_until;
 use proxy_tests::service::{self, NODE_PORT, external};
 use proxy_tests::topology::Host;
@@ -186,5 +186,32 @@ fn stray_segments_end_no_connection() {
         let_time_pass(&mut world, vip);
         let answer = held.ask().unwrap_or_else(|f| panic!("{vip}, after some time: {f}"));
         assert_eq!(answer.server, "pod2-1", "{vip}");
+    }
+}
+
+/// S151, S154: a UDP flow of the node itself goes on after a pause that is longer than the one behind which a SYN opens a connection,
+/// and shorter than the one behind which a flow is forgotten. Its translated packets leave by an interface as well: there they must
+/// not be taken for a stranger's, in whose way the flow's own entries are.
+#[test]
+fn udp_flows_of_the_node_outlive_a_pause() {
+    const PAUSE: u64 = 150;
+    let world = service::world(&[], &["pod1-1", "pod2-1"], |_| {}).unwrap();
+    let agent = &world.agents[0];
+    let mut flows: Vec<(SocketAddr, Udp)> = agent.run(|| {
+        let open = |_| vips().map(|vip| (vip, Udp::connect(vip).unwrap()));
+        (0..ENOUGH / 4).flat_map(open).collect()
+    });
+    let mut before = Vec::new();
+    for (vip, flow) in &mut flows {
+        let answer = flow.ask();
+        before.push(answer.unwrap_or_else(|failure| panic!("{vip}: {failure}")).server);
+    }
+    maps::age_connections(&agent.bpf_dir(), PAUSE).unwrap();
+    for ((vip, flow), server) in flows.iter_mut().zip(before) {
+        let answer = flow.ask();
+        let after = answer
+            .unwrap_or_else(|failure| panic!("{vip} after a pause: {failure}"))
+            .server;
+        assert_eq!(after, server, "{vip}");
     }
 }
