@@ -239,7 +239,7 @@ impl Datapath {
         let now = self.now();
         let mut settings = SyncReport::default();
         for plan in changes.iter().filter_map(|(_, plan)| plan.as_ref()) {
-            self.settings.expect(plan);
+            self.settings.reckon_with(plan);
         }
         self.settings.flush(&mut self.tables, &mut settings);
         let mut report = self.sync.apply(&mut self.tables, changes, now);

@@ -49,9 +49,9 @@ impl NodeSettings {
     }
 
     /// The node ports of a plan are about to be written.
-    pub(super) fn expect(&mut self, plan: &ServicePortPlan) {
-        self.v4.expect(&plan.v4);
-        self.v6.expect(&plan.v6);
+    pub(super) fn reckon_with(&mut self, plan: &ServicePortPlan) {
+        self.v4.reckon_with(&plan.v4);
+        self.v6.reckon_with(&plan.v6);
     }
 
     /// What the kernel holds may not be what was written.
@@ -103,7 +103,7 @@ impl<A: Address> FamilySettings<A> {
         self.wanted.networks = slots;
     }
 
-    fn expect(&mut self, plan: &FamilyPlan<A>) {
+    fn reckon_with(&mut self, plan: &FamilyPlan<A>) {
         for frontend in plan.frontends.iter().filter(|frontend| frontend.addr == A::zeroed()) {
             self.widen(frontend.port);
         }

@@ -102,7 +102,7 @@ fn dry_run(
     }
     settings.set_networks(wanted.service_networks);
     for plan in wanted.plans.iter().filter_map(|(_, plan)| plan.as_ref()) {
-        settings.expect(plan);
+        settings.reckon_with(plan);
     }
     settings.flush(tables, &mut report);
     for mut step in [
