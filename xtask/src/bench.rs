@@ -31,16 +31,6 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let agent = build::agent(true)?;
     step(&format!("measuring ({bin})"));
-    let mut command = build::cargo()?;
-    command.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--release",
-        "--package",
-        "proxy-tests",
-        "--bin",
-        bin,
-    ]);
+    let mut command = build::tests_program(bin, true)?;
     shell::run(command.env("PROXY_AGENT_BIN", agent))
 }

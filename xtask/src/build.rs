@@ -28,6 +28,17 @@ pub(crate) fn cargo() -> Result<Command> {
     Ok(command)
 }
 
+/// cargo, told to build and run a program of the `tests` crate with this profile; what the program is told can be added.
+pub(crate) fn tests_program(name: &str, release: bool) -> Result<Command> {
+    let mut command = cargo()?;
+    command.args(["run", "--quiet", "--locked", "--package", "proxy-tests", "--bin", name]);
+    if release {
+        command.arg("--release");
+    }
+    command.arg("--");
+    Ok(command)
+}
+
 /// Where `build-ebpf` leaves the object, and where the agent's build finds it.
 pub(crate) fn object() -> Result<PathBuf> {
     Ok(shell::cache()?.join("ebpf/proxy-ebpf"))

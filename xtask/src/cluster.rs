@@ -17,25 +17,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let mut command = build::tests_program("cluster", false)?;
+    if args.remove {
+        // Nothing is started, so nothing has to be built anew.
+        return shell::run(command.arg("--remove"));
+    }
     setup::for_cluster()?;
     let agent = build::agent(false)?;
     step("starting the cluster");
-    let mut command = build::cargo()?;
-    command.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--package",
-        "proxy-tests",
-        "--bin",
-        "cluster",
-        "--",
-    ]);
     if args.once {
         command.arg("--once");
-    }
-    if args.remove {
-        command.arg("--remove");
     }
     shell::run(command.env("PROXY_AGENT_BIN", agent))
 }

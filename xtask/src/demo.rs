@@ -20,17 +20,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::for_namespaces()?;
     let agent = build::agent(false)?;
     step("starting the demo");
-    let mut command = build::cargo()?;
-    command.args([
-        "run",
-        "--quiet",
-        "--locked",
-        "--package",
-        "proxy-tests",
-        "--bin",
-        "demo",
-        "--",
-    ]);
+    let mut command = build::tests_program("demo", false)?;
     if args.keep {
         command.arg("--keep");
     }
