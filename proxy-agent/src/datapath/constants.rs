@@ -57,7 +57,7 @@ fn read_only_data(bpf_dir: &Path) -> Option<Vec<u8>> {
         .filter_map(|id| MapInfo::from_id(id).ok())
         .find(|info| info.name_as_str().is_some_and(|name| name.ends_with(".rodata")))?;
     let map = MapData::from_id(info.id()).ok()?;
-    sys::lookup_bytes(map.fd().as_fd(), &0, info.value_size() as usize).ok()
+    sys::lookup_many(map.fd().as_fd(), &0, info.value_size() as usize).ok()
 }
 
 /// Where a constant of `size` bytes lies in read-only data of `length` bytes.

@@ -443,7 +443,7 @@ impl Datapath {
         Reason::ALL
             .iter()
             .map(|reason| {
-                let counts = sys::lookup_per_cpu(self.tables.reasons.fd().as_fd(), &(*reason as u32), cpus);
+                let counts = sys::lookup_many(self.tables.reasons.fd().as_fd(), &(*reason as u32), cpus);
                 (reason.name(), counts.unwrap_or_default().iter().sum())
             })
             .collect()

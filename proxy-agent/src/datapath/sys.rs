@@ -77,9 +77,9 @@ pub(crate) fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result
     }
 }
 
-/// The values of all CPUs under `key` of a per-CPU map whose values are `u64`.
-pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: &u32, cpus: usize) -> io::Result<Vec<u64>> {
-    let mut values = vec![0u64; cpus];
+/// What is under `key` of a map whose values are `len` times `T`: one for each CPU, or parts that only the caller can name.
+pub(crate) fn lookup_many<T: Pod>(map: BorrowedFd<'_>, key: &u32, len: usize) -> io::Result<Vec<T>> {
+    let mut values = vec![T::zeroed(); len];
     let mut attr = Element {
         map_fd: map.as_raw_fd() as u32,
         pad: 0,
@@ -89,20 +89,6 @@ pub(crate) fn lookup_per_cpu(map: BorrowedFd<'_>, key: &u32, cpus: usize) -> io:
     };
     bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
     Ok(values)
-}
-
-/// The value under `key` of a map whose values have `size` bytes that only the caller knows how to read.
-pub(crate) fn lookup_bytes(map: BorrowedFd<'_>, key: &u32, size: usize) -> io::Result<Vec<u8>> {
-    let mut value = vec![0u8; size];
-    let mut attr = Element {
-        map_fd: map.as_raw_fd() as u32,
-        pad: 0,
-        key: address(key),
-        value: value.as_mut_ptr().addr() as u64,
-        flags: 0,
-    };
-    bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr)?;
-    Ok(value)
 }
 
 /// Writes the values of all CPUs under `key` of a per-CPU map.
