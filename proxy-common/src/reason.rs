@@ -57,6 +57,8 @@ reasons! {
     /// Dropped: it was about to leave by the interface it came from, for a port that a service's external address does not define;
     /// whoever sent it would send it back.
     Loop = 13 "loop",
+    /// Dropped: new connections wait until the maps have moved ([`crate::settings::MODE_HOLD`]).
+    Held = 14 "held",
 }
 
 impl Reason {

@@ -1,10 +1,19 @@
 //! What the programs need to know of the node and the cluster that may change while they run: the one value of `SETTINGS4/6`.
 //! Written by the agent, read for packets that no entry of the rewrite table translates.
+//!
+//! What must stay true: a connection that has its entries goes on in every mode.
 
 use crate::addr::{Address, Port};
 
 /// Service networks per family; a cluster starts with one.
 pub const NETWORKS: usize = 8;
+
+/// New connections to services are served. Zero, so that a map nobody has written yet serves too.
+pub const MODE_SERVE: u32 = 0;
+/// They have to wait: what would open one is dropped, and the client's next try a second later comes to the maps that take over.
+pub const MODE_HOLD: u32 = 1;
+/// They are left to another proxy of this node: nothing new is translated or refused.
+pub const MODE_DRAIN: u32 = 2;
 
 /// An address prefix. All zero: there is none.
 #[repr(C)]
@@ -38,9 +47,11 @@ pub struct Settings<A> {
     pub networks: [Prefix<A>; NETWORKS],
     /// Every node port of a service is between these, the first and the last included. Zero: there is none.
     pub node_ports: [Port; 2],
+    /// What becomes of new connections: [`MODE_SERVE`], [`MODE_HOLD`] or [`MODE_DRAIN`].
+    pub mode: u32,
 }
 
-crate::pod_for_both_families!(Settings, v4: 112, v6: 328);
+crate::pod_for_both_families!(Settings, v4: 116, v6: 332);
 
 impl<A: Address> Settings<A> {
     /// Is the address in a service network?

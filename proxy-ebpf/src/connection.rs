@@ -16,6 +16,7 @@ use proxy_common::rewrite::{
     REWRITE_MASQUERADED, REWRITE_REROUTE, REWRITE_SAME_HOOK, REWRITE_TO_INGRESS, Rewrite, RewriteKey, STATE_FIN,
     STATE_RST,
 };
+use proxy_common::settings::{MODE_DRAIN, MODE_HOLD};
 use proxy_common::{clock, pick};
 
 use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PODS_BY_LINK, PORT_COUNT, PORT_FIRST, Scratch};
@@ -198,6 +199,14 @@ fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
         maps::count(Reason::RewriteFailed);
         return Opened::Dropped;
     };
+    match settings.mode {
+        MODE_HOLD => {
+            maps::count_unserved(frontend.service, Reason::Held, BY_PACKET);
+            return Opened::Dropped;
+        }
+        MODE_DRAIN => return Opened::NotOurs,
+        _ => {}
+    }
     let by_link = PODS_BY_LINK.load() != 0;
     let has_pods = by_link || settings.pods.set != 0;
     let is_pod = if by_link {

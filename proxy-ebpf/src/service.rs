@@ -9,7 +9,7 @@ use proxy_common::frontend::{Frontend, FrontendKey, Origin, Range};
 use proxy_common::lookup::{self, Rows};
 use proxy_common::pick;
 use proxy_common::reason::Reason;
-use proxy_common::settings::Settings;
+use proxy_common::settings::{MODE_DRAIN, Settings};
 use proxy_common::source_range::SourceRangeKey;
 
 use crate::maps::Family;
@@ -47,6 +47,12 @@ pub(crate) fn frontend<A: Family>(addr: A, port: Port, protocol: u8, node_addr: 
         Some((frontend, _)) => Some(frontend),
         None => None,
     }
+}
+
+/// Is every new connection left to another proxy?
+#[inline(always)]
+pub(crate) fn is_draining<A: Family>() -> bool {
+    A::settings().is_some_and(|settings| settings.mode == MODE_DRAIN)
 }
 
 /// Room for the keys of [`resolve`]: a tc program's scratch room, or the stack of a socket hook, which may be interrupted by another

@@ -292,7 +292,8 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         return PROCEED;
     };
     let frontend = service::frontend(addr, port, protocol.number(), node_ports_for(c, origin));
-    let Some(frontend) = frontend.filter(|frontend| is_exact(frontend, origin, &addr)) else {
+    let is_ours = |frontend: &&Frontend| is_exact(frontend, origin, &addr) && !service::is_draining::<C::Addr>();
+    let Some(frontend) = frontend.filter(is_ours) else {
         forget(c);
         return PROCEED;
     };
@@ -367,6 +368,8 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
             c.set_port(known.backend_port);
             return PROCEED;
         }
+    } else if service::is_draining::<C::Addr>() {
+        return PROCEED;
     } else {
         slot = (flows.next as usize) % SOCKET_FLOWS;
         flows.next = flows.next.wrapping_add(1);

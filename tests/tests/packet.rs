@@ -35,6 +35,8 @@ mod counters;
 mod errors;
 #[path = "packet/masquerade.rs"]
 mod masquerade;
+#[path = "packet/modes.rs"]
+mod modes;
 #[path = "packet/sctp.rs"]
 mod sctp;
 #[path = "packet/services.rs"]

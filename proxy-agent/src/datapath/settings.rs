@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address, Port};
 use proxy_common::frontend::FrontendKey;
 use proxy_common::names;
-use proxy_common::settings::{NETWORKS, Prefix, Settings};
+use proxy_common::settings::{MODE_SERVE, NETWORKS, Prefix, Settings};
 
 use super::error::TableError;
 use super::sync::SyncReport;
@@ -79,6 +79,8 @@ impl<A: Address> FamilySettings<A> {
         let held = tables.settings()?;
         let mut settings = Self { wanted: held, held };
         settings.wanted.node_ports = bytemuck::Zeroable::zeroed();
+        // An agent that ended while connections were held or left to another proxy ended in the middle of something.
+        settings.wanted.mode = MODE_SERVE;
         for key in frontends.filter(|key| key.addr == A::zeroed()) {
             settings.widen(key.port);
         }
@@ -129,6 +131,7 @@ impl<A: Address> FamilySettings<A> {
             pods: kept(self.held.pods, self.wanted.pods),
             networks: std::array::from_fn(|i| kept(self.held.networks[i], self.wanted.networks[i])),
             node_ports: self.wanted.node_ports,
+            mode: self.wanted.mode,
         };
         for step in [between, self.wanted] {
             if let Err(error) = tables.set_settings(&step) {
