@@ -276,7 +276,7 @@ fn run(command: &RunCommand) -> anyhow::Result<String> {
     if args.init_only {
         run::prepare(config)?;
     } else {
-        run::run(config)?;
+        run::run(config, args)?;
     }
     Ok(String::new())
 }

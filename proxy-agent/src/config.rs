@@ -4,11 +4,13 @@
 //! The file is read into a [`document::Document`], flags are laid over it, the values are checked here and in `check` and `times`,
 //! and `effective` turns the result into a document again.
 
+pub(crate) mod changes;
 mod check;
 pub(crate) mod document;
 mod effective;
 mod file;
 mod flags;
+mod meaningless;
 mod overlay;
 #[cfg(test)]
 mod tests;
@@ -175,6 +177,12 @@ impl RunConfig {
             remarks.warnings.push(format!(
                 "{flags} ignored: --config {file} counts instead, as with kube-proxy"
             ));
+        }
+        if !args.meaningless.0.is_empty() {
+            let flags: Vec<String> = args.meaningless.0.iter().map(|name| format!("--{name}")).collect();
+            remarks
+                .warnings
+                .push(format!("{} ignored: without meaning here", flags.join(", ")));
         }
         let config = check::check(&document, &origin, &mut remarks)?;
         Ok((config, remarks))

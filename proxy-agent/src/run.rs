@@ -12,7 +12,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::config::{Intervals, RunConfig, SourceConfig};
+use crate::config::changes::changed;
+use crate::config::{Intervals, RunArgs, RunConfig, SourceConfig};
 use crate::configz::configz;
 use crate::datapath::{Datapath, SyncReport};
 use crate::health::events::Events;
@@ -36,9 +37,9 @@ const EVENT_QUEUE: usize = 1024;
 /// Netlink is tried again after this.
 const NETLINK_RETRY: Duration = Duration::from_secs(5);
 
-/// Runs an agent until it is told to stop.
-pub fn run(config: RunConfig) -> anyhow::Result<()> {
-    block_on(run_async(config))
+/// Runs an agent until it is told to stop, or the file that `args` name has changed.
+pub fn run(config: RunConfig, args: &RunArgs) -> anyhow::Result<()> {
+    block_on(run_async(config, args))
 }
 
 /// Makes and pins the maps and has the kernel verify the programs: everything of the start that changes nothing.
@@ -55,7 +56,7 @@ pub(crate) fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> an
         .block_on(future)
 }
 
-async fn run_async(config: RunConfig) -> anyhow::Result<()> {
+async fn run_async(config: RunConfig, args: &RunArgs) -> anyhow::Result<()> {
     // First of all, so that a signal during start is not lost.
     let mut terminate = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
@@ -93,6 +94,7 @@ async fn run_async(config: RunConfig) -> anyhow::Result<()> {
         result = owner.run(events, network, stats_rx) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        () = changed(args) => anyhow::bail!("the configuration has changed: ending, to be started with what it says now"),
     }?;
     tracing::info!("stopping; what is pinned goes on forwarding");
     Ok(())

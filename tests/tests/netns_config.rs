@@ -91,6 +91,29 @@ fn what_kube_proxy_does_and_exits() {
     agent.command(&["cleanup"]).unwrap();
 }
 
+/// S191: an agent ends when its file has changed, unless it could not be started with it.
+#[test]
+fn a_changed_file_ends_the_agent() {
+    let mut world = world();
+    let agent = &mut world.agents[0];
+    let file = agent.state_dir().join("config.conf");
+    fs::write(&file, KUBEADM).unwrap();
+    restart(agent, &["--config", text(&file)]);
+    fs::write(&file, KUBEADM.replace("10.244.0.0/16", "10.244.0.0/99")).unwrap();
+    let complaint = "cannot be used: going on with the old one";
+    let complained = process::wait_until(PATIENCE, || agent.log().contains(complaint).then_some(()));
+    assert!(complained.is_some() && agent.is_running(), "{}", agent.log());
+    fs::write(&file, KUBEADM.replace("10.244.0.0/16", "10.245.0.0/16")).unwrap();
+    let ended = process::wait_until(PATIENCE, || (!agent.is_running()).then_some(()));
+    assert!(ended.is_some(), "{}", agent.log());
+    agent.stop();
+    agent.launch().unwrap();
+    assert_eq!(
+        configz(agent)["kubeproxy.config.k8s.io"]["clusterCIDR"],
+        "10.245.0.0/16"
+    );
+}
+
 /// Nothing is pinned, and what is printed is there.
 #[test]
 fn a_dry_run_leaves_no_trace() {

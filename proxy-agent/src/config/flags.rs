@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args};
 
 use super::BPF_DIR_VARIABLE;
+use super::meaningless::Meaningless;
 use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, SocketLbArg};
 
 const KUBE: &str = "As kube-proxy has them (ignored with --config)";
@@ -154,4 +155,7 @@ pub struct RunArgs {
     /// Service ports whose traffic is counted; 88 bytes each on every CPU.
     #[arg(long, value_name = "N", help_heading = SIZES)]
     pub counters_capacity: Option<u32>,
+    /// What kube-proxy has beside these.
+    #[command(flatten)]
+    pub meaningless: Meaningless,
 }

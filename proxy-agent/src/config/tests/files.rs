@@ -206,6 +206,29 @@ fn flags_beside_a_file() {
     assert_eq!((&*from_file.node_name, from_file.verbosity), ("a", 2));
 }
 
+/// S191: a command line of kube-proxy's works as it is.
+#[test]
+fn flags_without_meaning_are_named() {
+    let flags = [
+        "--conntrack-max-per-core=0",
+        "--conntrack-min",
+        "-1",
+        "--profiling",
+        "--ipvs-strict-arp=false",
+        "--logging-format=json",
+        "--masquerade-all",
+    ];
+    let (config, remarks) = with_file("clusterCIDR: 10.0.0.0/8\n", &flags).unwrap();
+    assert!(!config.datapath.masquerade_all);
+    assert_eq!(
+        remarks.warnings,
+        [
+            "--masquerade-all ignored: --config FILE counts instead, as with kube-proxy",
+            "--conntrack-max-per-core, --conntrack-min, --logging-format, --ipvs-strict-arp, --profiling ignored: without meaning here"
+        ]
+    );
+}
+
 #[test]
 fn what_is_not_known_is_named() {
     let text = "nftables: {masqueradeBits: 1}\nconntrackk: {min: 1}\nebpf: {capacities: {all: 1}}\nwinkernel: {networkName: x}\n---\nkind: Other\n";
