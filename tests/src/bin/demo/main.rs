@@ -2,6 +2,7 @@
 //! per node, real traffic, and a table of who answered. Ends with an error if anything was not as promised.
 
 mod cluster;
+mod figures;
 mod objects;
 mod report;
 mod standing;
@@ -19,6 +20,7 @@ use proxy_common::addr::Protocol;
 use proxy_tests::{echo, leftovers, maps, process, traffic};
 
 use cluster::Cluster;
+use figures::Sent;
 use report::Row;
 
 /// Requests per row of the table.
@@ -145,7 +147,16 @@ fn balance(cluster: &Cluster, vips: &[SocketAddr], interrupted: &AtomicBool) -> 
     let wrong: Vec<String> = rows.iter().filter_map(Row::verdict).collect();
     ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     println!("  every request was answered, and the shares are what a uniform choice gives");
-    Ok(())
+    tell(cluster, vips)
+}
+
+/// What the agent of the node says that everything was sent on.
+fn tell(cluster: &Cluster, vips: &[SocketAddr]) -> Result<()> {
+    let agent = &cluster.agents[0];
+    step(&format!("Asking {}'s agent what it saw of that", agent.node()));
+    // Two clients, each with every address.
+    let each = (REQUESTS * vips.len() * 2) as u64;
+    figures::compare(agent, objects::NAME, &Sent { tcp: each, udp: each })
 }
 
 /// The second half: an endpoint goes while requests keep running.

@@ -12,7 +12,8 @@ use kube::{Api, Client, Config};
 use proxy_tests::manifests::{self, Manifests, Port, port};
 use serde_json::Value;
 
-const NAME: &str = "ebpf-proxy-demo";
+/// Name of the Service.
+pub(crate) const NAME: &str = "ebpf-proxy-demo";
 const NAMESPACE: &str = "default";
 const PORT: u16 = 80;
 const SERVICE_PORTS: [Port; 2] = [port("tcp", "TCP", PORT), port("udp", "UDP", PORT)];
