@@ -5,6 +5,7 @@ use anyhow::Context;
 use tokio::sync::mpsc;
 
 use crate::config::RunConfig;
+use crate::doctor::api;
 use crate::inspect::{self, Output};
 use crate::model::ClusterState;
 use crate::run::{block_on, start_source};
@@ -14,6 +15,10 @@ const EVENT_QUEUE: usize = 64;
 
 /// What would be programmed, as text.
 pub(crate) fn dry_run(config: &RunConfig, output: Output) -> anyhow::Result<String> {
+    // A proxy that runs tries again for ever.
+    if let Some(obstacle) = api::obstacle(config) {
+        anyhow::bail!(obstacle);
+    }
     let state = block_on(first_lists(config));
     let plans = state?.take_changes();
     let plans: Vec<_> = plans

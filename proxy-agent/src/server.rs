@@ -43,7 +43,7 @@ impl Server {
     }
 
     async fn serve(self, mut bound: io::Result<TcpListener>, router: Router) {
-        let Self { name, address, .. } = self;
+        let Self { name, flag, address } = self;
         loop {
             match bound {
                 Ok(listener) => {
@@ -52,7 +52,10 @@ impl Server {
                         tracing::warn!(name, %address, %error, "server ended, starting it again");
                     }
                 }
-                Err(error) => tracing::warn!(name, %address, %error, "cannot be bound, trying again"),
+                Err(error) => {
+                    let remedy = format!("free it (`ss -ltnp` names who has it), or give another {flag}");
+                    tracing::warn!(name, %address, %error, remedy, "cannot be bound, trying again");
+                }
             }
             sleep(REBIND_INTERVAL).await;
             bound = TcpListener::bind(address).await;

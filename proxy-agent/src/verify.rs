@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::{RunConfig, SourceConfig};
 use crate::datapath::{self, Difference, Wanted};
+use crate::doctor::api;
 use crate::model::ClusterState;
 use crate::netlink::{self, Network};
 use crate::source::convert::Converter;
@@ -25,6 +26,9 @@ const QUEUE: usize = 1024;
 
 /// What differs, and goes on to.
 pub fn differences(config: &RunConfig) -> anyhow::Result<Vec<Difference>> {
+    if let Some(obstacle) = api::obstacle(config) {
+        bail!(obstacle);
+    }
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -92,7 +96,7 @@ async fn cluster(config: &RunConfig) -> anyhow::Result<ClusterState> {
     complete
 }
 
-async fn network() -> anyhow::Result<Network> {
+pub(crate) async fn network() -> anyhow::Result<Network> {
     let (sender, mut network) = watch::channel(None);
     let watching = tokio::spawn(netlink::watch(sender));
     let seen = tokio::time::timeout(PATIENCE, network.wait_for(Option::is_some)).await;

@@ -258,12 +258,13 @@ fn pods(document: &Document, origin: &Origin) -> Result<PodDetection, ConfigErro
         DetectLocalModeArg::ClusterCidr => Ok(PodDetection::ClusterCidr(cluster_cidrs)),
         DetectLocalModeArg::NodeCidr => Ok(PodDetection::NodeCidr),
         DetectLocalModeArg::BridgeInterface => {
-            let remedy = "name the bridge that pods are behind, such as cni0";
+            let remedy = "name the bridge that pods are behind with --pod-bridge-interface, such as cni0";
             let name = interface_name(origin, "detectLocal.bridgeInterface", &names.bridge_interface, remedy)?;
             Ok(PodDetection::Bridge(name))
         }
         DetectLocalModeArg::InterfaceNamePrefix => {
-            let remedy = "write what the names of pods' interfaces begin with, such as veth";
+            let remedy =
+                "write with --pod-interface-name-prefix what the names of pods' interfaces begin with, such as veth";
             let prefix = interface_name(
                 origin,
                 "detectLocal.interfaceNamePrefix",

@@ -18,6 +18,7 @@ use proxy_common::link::{LINK_NO_ETHERNET, LINK_PODS, Link, NODE_ADDR_NODE_PORTS
 use proxy_common::names;
 
 use super::classic::{Classic, Filter};
+use super::doubts::{self, Doubt};
 use super::error::{DatapathError, TableError};
 use super::loader::{Programs, repin};
 use super::node_port_addresses::NodePortAddresses;
@@ -46,6 +47,8 @@ pub(super) struct Links {
     node_addrs6: HashMap<Addr6, NodeAddr>,
     /// What netlink said last.
     network: Option<Network>,
+    /// What was said of options that fit no interface.
+    doubts: Vec<Doubt>,
     /// Something has to be tried again.
     pending: bool,
 }
@@ -78,13 +81,8 @@ impl Links {
         let tcx = match mode {
             AttachMode::Classic => false,
             AttachMode::Auto => has_tcx(),
-            AttachMode::Tcx if has_tcx() => true,
-            AttachMode::Tcx => {
-                return Err(DatapathError::Missing {
-                    what: "tcx (Linux 6.6)".to_owned(),
-                    remedy: "use --attach auto or classic".to_owned(),
-                });
-            }
+            // `probe` has seen to it.
+            AttachMode::Tcx => true,
         };
         let table =
             |error: TableError| DatapathError::call("reading", "the maps of interfaces")(io::Error::other(error));
@@ -104,6 +102,7 @@ impl Links {
             node_addrs4: HashMap::new(),
             node_addrs6: HashMap::new(),
             network: None,
+            doubts: Vec::new(),
             pending: false,
         };
         links.read_back(tables).map_err(table)?;
@@ -135,6 +134,7 @@ impl Links {
     ) {
         let failures = report.failed.len();
         self.write_maps(network, tables, report);
+        self.say_doubts(network);
         for (ifindex, info) in &network.links {
             let result = if self.accepts(info) {
                 self.attach(*ifindex, info, programs)
@@ -238,7 +238,15 @@ impl Links {
     }
 
     fn accepts(&self, info: &LinkInfo) -> bool {
-        !info.loopback && self.filter.accepts(&info.name)
+        self.filter.accepts_link(info)
+    }
+
+    fn say_doubts(&mut self, network: &Network) {
+        let doubts = doubts::all(&self.filter, &self.pods, network);
+        for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
+            tracing::warn!(remedy = doubt.remedy, "{}", doubt.found);
+        }
+        self.doubts = doubts;
     }
 
     fn attach(&mut self, ifindex: u32, info: &LinkInfo, programs: &Programs) -> io::Result<()> {

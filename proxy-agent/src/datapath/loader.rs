@@ -130,7 +130,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     if OBJECT.is_empty() {
         return Err(DatapathError::NoObject);
     }
-    let kernel = probe::requirements(&options.bpf_dir)?;
+    let kernel = probe::requirements(options)?;
     let pins = Pins::new(&options.bpf_dir);
     for dir in [&pins.maps, &pins.links] {
         fs::create_dir_all(dir).map_err(DatapathError::call("creating the directory", dir.display()))?;

@@ -11,6 +11,7 @@ mod classic;
 mod cleanup;
 pub(crate) mod constants;
 pub(crate) mod counters;
+pub(crate) mod doubts;
 mod error;
 mod flows;
 mod gc;

@@ -201,6 +201,11 @@ impl InterfaceFilter {
             .map(|regex| regex.as_ref()?.as_str().strip_prefix(WHOLE.0)?.strip_suffix(WHOLE.1))
     }
 
+    /// Does this interface carry the programs?
+    pub(crate) fn accepts_link(&self, info: &LinkInfo) -> bool {
+        !info.loopback && self.accepts(&info.name)
+    }
+
     /// May the interface of this name carry the programs?
     pub fn accepts(&self, name: &str) -> bool {
         self.include.as_ref().is_none_or(|include| include.is_match(name))

@@ -11,6 +11,8 @@ use aya::util::KernelVersion;
 use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST};
 
 use super::error::DatapathError;
+use super::options::{AttachMode, Options, SocketLb};
+use super::sys;
 
 const OLDEST_KERNEL: KernelVersion = KernelVersion::new(5, 15, 0);
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
@@ -32,12 +34,32 @@ const FIRST_UNPRIVILEGED_PORT: u32 = 1_024;
 /// Fewer ports than this are not worth searching in.
 const FEWEST_PORTS: u32 = 256;
 
-/// Checks kernel version, capabilities and file system; gives the version.
-pub(super) fn requirements(bpf_dir: &Path) -> Result<KernelVersion, DatapathError> {
+/// Checks everything that these options ask of kernel and machine; gives the kernel's version.
+pub(super) fn requirements(options: &Options) -> Result<KernelVersion, DatapathError> {
     let kernel = kernel()?;
     capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default())?;
-    bpf_file_system(bpf_dir)?;
+    bpf_call()?;
+    bpf_file_system(&options.bpf_dir)?;
+    if options.attach == AttachMode::Tcx && !has_tcx() {
+        return Err(missing("tcx (Linux 6.6)", "use --attach auto or classic"));
+    }
+    if options.socket_lb != SocketLb::Off {
+        cgroup(options.cgroup.as_deref())?;
+    }
     Ok(kernel)
+}
+
+/// Does anything but capabilities keep this process from bpf()?
+pub(crate) fn bpf_call() -> Result<(), DatapathError> {
+    // It asks the kernel for a pin that nobody has, which changes nothing.
+    match sys::open_pin(Path::new("/")) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)) => Err(missing(
+            "the right to call bpf()",
+            "a seccomp profile or security module forbids it though the capabilities are there: allow bpf in it, use a newer \
+             container runtime, or make the container privileged",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The kernel's version, if it is not too old.
@@ -56,7 +78,7 @@ pub(crate) fn bpf_file_system(bpf_dir: &Path) -> Result<(), DatapathError> {
     if file_system(existing) != Some(BPF_FS_MAGIC) {
         return Err(missing(
             &format!("a BPF file system at --bpf-dir {}", bpf_dir.display()),
-            "mount one with `mount -t bpf bpf /sys/fs/bpf`",
+            "mount one with `mount -t bpf bpf /sys/fs/bpf`, or name a folder on one that is mounted",
         ));
     }
     Ok(())
@@ -223,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_directory_elsewhere_is_refused() {
-        let error = requirements(Path::new("/tmp/no-bpf-here")).unwrap_err();
+        let error = bpf_file_system(Path::new("/tmp/no-bpf-here")).unwrap_err();
         assert!(error.to_string().contains("mount -t bpf"), "{error}");
     }
 }

@@ -5,18 +5,26 @@ use std::time::Duration;
 use kube::Client;
 use kube::api::{Api, ListParams};
 
-use super::Check;
-use crate::config::{ApiServer, SourceConfig};
-use crate::source::{client, objects};
+use super::{Check, Status};
+use crate::config::{ApiServer, RunConfig, SourceConfig};
+use crate::source::client::{self, NODE_NAME, UNREACHABLE, causes};
+use crate::source::objects;
 
 const CHECK: &str = "API server";
 /// How long it may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-const REMEDY: &str =
-    "see that the address in the kubeconfig, or KUBERNETES_SERVICE_HOST and _PORT, is reachable without this proxy";
 
-pub(super) fn checks(source: &SourceConfig) -> Vec<Check> {
-    let server = match source {
+/// What keeps objects from being read, in one sentence, for commands that have no time to try again.
+pub(crate) fn obstacle(config: &RunConfig) -> Option<String> {
+    let failed = checks(config).into_iter().find(|check| check.status == Status::Fail)?;
+    let Check {
+        check, found, remedy, ..
+    } = failed;
+    Some(format!("{check}: {found}: {remedy}"))
+}
+
+pub(super) fn checks(config: &RunConfig) -> Vec<Check> {
+    let server = match &config.source {
         SourceConfig::Manifests(_) => return vec![Check::ok(CHECK, "not needed: manifests are read")],
         SourceConfig::ApiServer(server) => server,
     };
@@ -30,36 +38,73 @@ pub(super) fn checks(source: &SourceConfig) -> Vec<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, ask(server)).await {
+            match tokio::time::timeout(PATIENCE, ask(server, &config.node_name)).await {
                 Ok(checks) => checks,
-                Err(_) => vec![Check::fail(CHECK, format!("no answer within {PATIENCE:?}"), REMEDY)],
+                Err(_) => vec![Check::fail(
+                    CHECK,
+                    format!("no answer within {PATIENCE:?}"),
+                    UNREACHABLE,
+                )],
             }
         }),
-        Err(error) => vec![Check::fail(CHECK, format!("cannot be asked: {error}"), REMEDY)],
+        Err(error) => vec![Check::fail(CHECK, format!("cannot be asked: {error}"), UNREACHABLE)],
     }
 }
 
-async fn ask(server: &ApiServer) -> Vec<Check> {
+async fn ask(server: &ApiServer, node: &str) -> Vec<Check> {
     let client = match client::open(server).await {
         Ok(client) => client,
         Err(error) => {
             return vec![Check::fail(
                 CHECK,
-                error.to_string(),
+                causes(&error),
                 "give a --kubeconfig that can be read",
             )];
         }
     };
     let version = match client.apiserver_version().await {
         Ok(version) => Check::ok(CHECK, format!("Kubernetes {}", version.git_version)),
-        Err(error) => return vec![Check::fail(CHECK, format!("no answer: {error}"), REMEDY)],
+        Err(error) => {
+            return vec![Check::fail(
+                CHECK,
+                format!("no answer: {}", causes(&error)),
+                client::remedy(&error),
+            )];
+        }
     };
     vec![
         version,
         may_list::<objects::Service>("access to Services", &client).await,
         may_list::<objects::EndpointSlice>("access to EndpointSlices", &client).await,
         may_list::<objects::Node>("access to Nodes", &client).await,
+        service_cidrs(&client).await,
+        own_node(&client, node).await,
     ]
+}
+
+/// Older servers have none, and an agent goes on without.
+async fn service_cidrs(client: &Client) -> Check {
+    let check = may_list::<objects::ServiceCIDR>("access to ServiceCIDRs", client).await;
+    match check.status {
+        Status::Fail => Check {
+            status: Status::Warn,
+            ..check
+        },
+        _ => check,
+    }
+}
+
+async fn own_node(client: &Client, node: &str) -> Check {
+    let check = "Node object";
+    match Api::<objects::Node>::all(client.clone()).get_opt(node).await {
+        Ok(Some(_)) => Check::ok(check, format!("{node} is there")),
+        Ok(None) => Check::warn(check, format!("there is no Node {node}"), NODE_NAME),
+        Err(error) => Check::warn(
+            check,
+            format!("{node} cannot be read: {}", causes(&error)),
+            client::remedy(&error),
+        ),
+    }
 }
 
 async fn may_list<K>(check: &'static str, client: &Client) -> Check
@@ -71,9 +116,11 @@ where
         .await
     {
         Ok(_) => Check::ok(check, "can be listed"),
-        Err(error) => {
-            let remedy = "allow list and watch in the ClusterRole of the agent, as deploy/proxy-agent.yaml does";
-            Check::fail(check, format!("cannot be listed: {error}"), remedy)
-        }
+        Err(kube::Error::Api(status)) if status.code == 404 => Check::ok(check, "not known to this API server"),
+        Err(error) => Check::fail(
+            check,
+            format!("cannot be listed: {}", causes(&error)),
+            client::remedy(&error),
+        ),
     }
 }

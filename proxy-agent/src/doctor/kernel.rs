@@ -20,6 +20,7 @@ pub(super) fn checks(machine: &Machine, options: &Options) -> Vec<Check> {
             probe::capabilities(&machine.proc("self/status")),
             |()| "CAP_NET_ADMIN, and CAP_BPF or CAP_SYS_ADMIN".to_owned(),
         ),
+        Check::needed("bpf()", probe::bpf_call(), |()| "may be called".to_owned()),
         Check::needed("BPF file system", probe::bpf_file_system(&options.bpf_dir), |()| {
             format!("at {}", options.bpf_dir.display())
         }),

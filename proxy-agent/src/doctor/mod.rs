@@ -4,7 +4,8 @@
 //! What must stay true: what an agent insists on at its start is asked by the same code (`datapath::probe`), so that a machine that
 //! passes is one where an agent starts.
 
-mod api;
+pub(crate) mod api;
+mod interfaces;
 mod kernel;
 mod netfilter;
 mod node;
@@ -121,6 +122,7 @@ pub fn examine(args: &RunArgs) -> Vec<Check> {
     checks.extend(kernel::checks(&machine, &config.datapath));
     checks.extend(node::checks(&machine, &config));
     checks.extend(others::checks(&machine, &config.datapath));
-    checks.extend(api::checks(&config.source));
+    checks.extend(interfaces::checks(&config.datapath));
+    checks.extend(api::checks(&config));
     checks
 }

@@ -30,12 +30,12 @@ const KEEPALIVE_PROBES: u32 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The kubeconfig file is unusable.
-    #[error("kubeconfig {path}: {source}; give a kubeconfig file with a current context")]
+    #[error("kubeconfig {path}: {problem}; give a kubeconfig file with a current context")]
     Kubeconfig {
         /// The file.
         path: String,
-        /// What is wrong with it.
-        source: kube::config::KubeconfigError,
+        /// What is wrong with it, and why: all in one, or the remedy would not come last.
+        problem: String,
     },
     /// We are not in a pod.
     #[error(
@@ -50,6 +50,41 @@ pub enum ClientError {
     Client(#[from] kube::Error),
 }
 
+/// What to do where nobody answers.
+pub(crate) const UNREACHABLE: &str = "see that the address in the kubeconfig, --master, or KUBERNETES_SERVICE_HOST and _PORT, is reachable without this proxy";
+/// What to do where rights are missing.
+const RIGHTS: &str = "allow list and watch in the ClusterRole of the agent, as deploy/proxy-agent.yaml does";
+/// What to do where nobody knows us.
+const CREDENTIALS: &str = "see that token or certificate in the kubeconfig, or the pod's service account, are valid";
+/// What to do where there is no Node object.
+pub(crate) const NODE_NAME: &str = "give with --node-name what `kubectl get nodes` shows for this node";
+
+/// What to do about a request that failed.
+pub(crate) fn remedy(error: &kube::Error) -> &'static str {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            401 => CREDENTIALS,
+            403 => RIGHTS,
+            _ => "see what the API server says in its log",
+        },
+        _ => UNREACHABLE,
+    }
+}
+
+/// An error with its causes, each said once.
+pub(crate) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// A client for the file, or for the service account of this pod. In a pod the address is taken from `KUBERNETES_SERVICE_HOST` and
 /// `KUBERNETES_SERVICE_PORT`; set them in the pod's manifest to an address that does not need this proxy, or give it with
 /// `--master` (S192).
@@ -59,9 +94,9 @@ pub async fn open(server: &ApiServer) -> Result<Client, ClientError> {
         None => None,
     };
     let mut config = match (&server.kubeconfig, &master) {
-        (Some(path), _) => read_kubeconfig(path).await.map_err(|source| ClientError::Kubeconfig {
+        (Some(path), _) => read_kubeconfig(path).await.map_err(|error| ClientError::Kubeconfig {
             path: path.display().to_string(),
-            source,
+            problem: causes(&error),
         })?,
         (None, None) => Config::incluster()?,
         // Outside of a pod, a server that asks nobody who they are.
@@ -70,6 +105,7 @@ pub async fn open(server: &ApiServer) -> Result<Client, ClientError> {
     if let Some(url) = master {
         config.cluster_url = url;
     }
+    tracing::info!(server = %config.cluster_url, "API server");
     Ok(connect(config, server.rate)?)
 }
 

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::client::{self, NODE_NAME, causes};
 use super::convert::{Converter, trigger_time};
 use super::{Event, objects};
 use crate::model::{Change, EndpointSlice, Node, ObjectName, Service, ServiceCidr};
@@ -44,6 +45,8 @@ trait Watched:
     kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static
 {
     type Model: Send + 'static;
+    /// What it is called where one object is followed, and what to do where there is none.
+    const REMEDY_IF_ABSENT: Option<&str> = None;
     /// What to do where the server refuses this kind to us. Not given for kinds without which nothing can be done.
     const REMEDY_IF_FORBIDDEN: Option<&str> = None;
     fn convert(&self, name: &ObjectName, converter: &mut Converter) -> Option<Self::Model>;
@@ -85,6 +88,7 @@ impl Watched for objects::EndpointSlice {
 
 impl Watched for objects::Node {
     type Model = Node;
+    const REMEDY_IF_ABSENT: Option<&str> = Some(NODE_NAME);
 
     fn convert(&self, _: &ObjectName, converter: &mut Converter) -> Option<Node> {
         converter.node(self)
@@ -203,7 +207,7 @@ impl<K: Watched> Watch<K> {
                     };
                 }
                 Some(Err(error)) => {
-                    tracing::warn!(kind = self.kind, %error, "watch interrupted, the last state stands");
+                    self.say(&error);
                     Ok(())
                 }
                 None => return End::NobodyListens,
@@ -211,6 +215,20 @@ impl<K: Watched> Watch<K> {
             if sent.is_err() {
                 return End::NobodyListens;
             }
+        }
+    }
+
+    fn say(&self, error: &watcher::Error) {
+        let (kind, remedy, error) = (&self.kind, remedy(error), causes(error));
+        if self.listed {
+            tracing::warn!(
+                kind,
+                error,
+                remedy,
+                "watch interrupted, the last state stands; trying again"
+            );
+        } else {
+            tracing::warn!(kind, error, remedy, "not listed yet, trying again");
         }
     }
 
@@ -248,6 +266,15 @@ impl<K: Watched> Watch<K> {
                 let models = self.listing.take().unwrap_or_default();
                 self.listed = true;
                 tracing::info!(kind = self.kind, objects = models.len(), "listed");
+                if let Some(remedy) = K::REMEDY_IF_ABSENT.filter(|_| models.is_empty()) {
+                    let (kind, name) = (&self.kind, self.converter.node_name());
+                    tracing::warn!(
+                        kind,
+                        name,
+                        remedy,
+                        "the API server has no object of this name, going on without"
+                    );
+                }
                 self.events.send(Event::Change(K::list(models))).await?;
             }
             watcher::Event::Apply(object) => {
@@ -279,6 +306,14 @@ fn object_name<K: kube::Resource>(object: &K) -> ObjectName {
     ObjectName {
         namespace: text(&meta.namespace),
         name: text(&meta.name),
+    }
+}
+
+fn remedy(error: &watcher::Error) -> &'static str {
+    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
+    match error {
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => client::remedy(error),
+        _ => "nothing, unless it goes on",
     }
 }
 
