@@ -22,6 +22,10 @@ fn objects(text: &str) -> BTreeMap<String, Value> {
         .collect()
 }
 
+fn documents(args: &[&str]) -> Vec<Value> {
+    manifests::documents(&render(args).unwrap()).unwrap()
+}
+
 fn everything() -> String {
     deploy("chart/tests/everything.yaml")
 }
@@ -103,7 +107,94 @@ fn every_value_arrives() {
     assert_eq!(value("RUST_LOG"), "debug");
     assert_eq!(container["livenessProbe"]["httpGet"]["port"], 10356);
     assert_eq!(container["image"], "registry.example/proxy-agent:9.9.9");
-    assert_eq!(objects["ConfigMap"]["metadata"]["name"], "service-proxy-more");
+    let of = |field: &str, name: &str| {
+        container[field]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|one| one["name"] == name)
+    };
+    assert!(of("volumeMounts", "more") && of("ports", "metrics"), "{container:#}");
+    assert_eq!(container["ports"][0]["containerPort"], 10349);
+    assert_eq!(container["livenessProbe"]["periodSeconds"], 20);
+    assert_eq!(container["readinessProbe"]["timeoutSeconds"], 3);
+    let set = &objects["DaemonSet"];
+    assert_eq!(set["metadata"]["annotations"]["example.com/owner"], "net");
+    assert_eq!(set["spec"]["template"]["spec"]["volumes"][2]["name"], "more");
+    let more = documents(&["--values", &everything()]);
+    assert!(
+        more.iter()
+            .any(|object| object["metadata"]["name"] == "service-proxy-more")
+    );
+}
+
+/// An image that is named by what it is.
+#[test]
+fn a_digest_counts_before_the_tag() {
+    let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
+    let value = format!("image.digest={digest}");
+    let objects = objects(&render(&["--set", &value, "--set", "image.tag=1"]).unwrap());
+    assert_eq!(container(&objects)["image"], format!("ebpf-proxy/proxy-agent@{digest}"));
+}
+
+/// One source: what Prometheus and Grafana are given are the files of the chart, which hold in a packed chart too.
+#[test]
+fn rules_and_dashboard_are_the_files() {
+    let file = |name: &str| std::fs::read_to_string(deploy(&format!("chart/ebpf-proxy/monitoring/{name}"))).unwrap();
+    let rules: Value = serde_saphyr::from_str(&file("rules.yaml")).unwrap();
+    let dashboard: Value = serde_json::from_str(&file("dashboard.json")).unwrap();
+    let dir = proxy_tests::leftovers::temp_dir("chart").unwrap();
+    let packed = dir.path().join(format!("ebpf-proxy-{}.tgz", env!("CARGO_PKG_VERSION")));
+    let target = dir.path().to_str().unwrap();
+    helm(&["package", &deploy("chart/ebpf-proxy"), "--destination", target]).unwrap();
+    let from_packed = ["template", "x", packed.to_str().unwrap(), "--values", &everything()];
+    for objects in [
+        documents(&["--values", &everything()]),
+        manifests::documents(&helm(&from_packed).unwrap()).unwrap(),
+    ] {
+        let named = |kind: &str, name: &str| {
+            let is_it = |object: &&Value| object["kind"] == kind && object["metadata"]["name"] == name;
+            objects.iter().find(is_it).unwrap_or_else(|| panic!("no {kind} {name}"))
+        };
+        assert_eq!(named("PrometheusRule", "service-proxy")["spec"], rules);
+        let map = named("ConfigMap", "service-proxy-dashboard");
+        assert_eq!(map["metadata"]["labels"]["grafana_dashboard"], "1");
+        let text = map["data"]["ebpf-proxy.json"].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(text).unwrap(), dashboard);
+        let monitor = named("PodMonitor", "service-proxy");
+        let set = named("DaemonSet", "service-proxy");
+        assert_eq!(monitor["spec"]["selector"], set["spec"]["selector"]);
+        let port = &set["spec"]["template"]["spec"]["containers"][0]["ports"][0]["name"];
+        assert_eq!(&monitor["spec"]["podMetricsEndpoints"][0]["port"], port);
+    }
+    let kinds = |args: &[&str]| {
+        documents(args)
+            .iter()
+            .map(|object| object["kind"].clone())
+            .collect::<Vec<_>>()
+    };
+    let default = kinds(&[]);
+    assert!(
+        ["PodMonitor", "PrometheusRule", "ConfigMap"]
+            .iter()
+            .all(|kind| !default.contains(&json!(kind)))
+    );
+}
+
+/// Prometheus would find nobody there, and nobody would be told.
+#[test]
+fn metrics_on_loopback_are_not_to_be_scraped() {
+    for address in ["127.0.0.1:10249", "[::1]:10249", ""] {
+        let values = [
+            "monitoring.podMonitor.enabled=true",
+            &format!("metrics.bindAddress={address}"),
+        ];
+        let error = format!("{:#}", render(&["--set", values[0], "--set", values[1]]).unwrap_err());
+        assert!(
+            error.contains("metrics.bindAddress") && error.contains("0.0.0.0:10249"),
+            "{address}: {error}"
+        );
+    }
 }
 
 #[test]

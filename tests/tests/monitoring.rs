@@ -1,4 +1,4 @@
-//! The alert rules and the dashboard in `deploy/monitoring` speak of metrics that a running agent has: every name, every label, and
+//! The alert rules and the dashboard that the chart carries speak of metrics that a running agent has: every name, every label, and
 //! every value that a label is compared with.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
@@ -20,7 +20,7 @@ const SCRAPED: &str = "instance";
 
 /// Expressions with where they stand.
 fn expressions() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/ebpf-proxy/monitoring");
     let rules = fs::read_to_string(folder.join("rules.yaml")).unwrap();
     let rules: Value = serde_saphyr::from_str(&rules).unwrap();
     let dashboard: Value = serde_json::from_str(&fs::read_to_string(folder.join("dashboard.json")).unwrap()).unwrap();

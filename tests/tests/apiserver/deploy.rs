@@ -4,7 +4,7 @@
 use proxy_tests::apiserver::AGENT_USER;
 use proxy_tests::helm::{deploy, render};
 
-use crate::cluster::{repository, turn};
+use crate::cluster::{Cluster, repository, turn};
 
 #[test]
 fn the_manifest_is_accepted() {
@@ -19,12 +19,21 @@ fn the_manifest_is_accepted() {
         .unwrap();
 }
 
+/// Makes the kinds of prometheus-operator known.
+fn have_operator(cluster: &Cluster) {
+    let kinds = repository("tests/tests/apiserver/operator.yaml");
+    cluster.api.kubectl(&["apply", "-f", kinds.to_str().unwrap()]).unwrap();
+    let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "--all"];
+    cluster.api.kubectl(&established).unwrap();
+}
+
 /// The chart with its defaults, privileged, and with every value set: fields that do not exist and values that are not allowed, such
 /// as a propagation that only privileged containers may have, are errors. The objects have names of their own, so that none is taken
 /// for a change of what the cluster has already.
 #[test]
 fn what_the_chart_makes_is_accepted() {
     let cluster = turn();
+    have_operator(&cluster);
     let everything = deploy("chart/tests/everything.yaml");
     for args in [&[][..], &["--set", "privileged=true"], &["--values", &everything]] {
         let objects = render(&[args, &["--set", "nameOverride=of-the-chart"]].concat()).unwrap();

@@ -57,3 +57,12 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 - {{ . | quote }}
 {{- end }}
 {{- end }}
+
+{{/* The port where Prometheus finds the agent; a mistake that would only show as missing data is told here. */}}
+{{- define "ebpf-proxy.metricsPort" -}}
+{{- $address := .Values.metrics.bindAddress }}
+{{- if or (not $address) (regexMatch "^(127\\.|\\[::1\\]|localhost:)" $address) }}
+{{- fail (printf "monitoring.podMonitor: Prometheus cannot reach metrics.bindAddress %q: set it to an address of the node, for example 0.0.0.0:10249" $address) }}
+{{- end }}
+{{- regexFind "[0-9]+$" $address }}
+{{- end }}
