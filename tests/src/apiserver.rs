@@ -22,7 +22,7 @@ use crate::{leftovers, process};
 /// Version that `cargo xtask setup` builds; `tests/kubernetes/go.mod` names the same.
 pub(crate) const KUBERNETES: &str = "kubernetes-1.36.3";
 const PORT: u16 = 6443;
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 const ADMIN_TOKEN: &str = "admin-token";
 const AGENT_TOKEN: &str = "agent-token";
 /// The user that the agent's DaemonSet runs as, so that the tests prove its RBAC rules.

@@ -10,13 +10,17 @@ use crate::{leftovers, process};
 /// Version that `cargo xtask setup` builds; `tests/helm/go.mod` names the same.
 const HELM: &str = "helm-4.3.1";
 
-/// Runs helm with homes of its own, so that nothing of the user's plays a part.
-pub fn helm(args: &[&str]) -> Result<String> {
+/// Where set-up leaves it.
+pub fn program() -> Result<PathBuf> {
     let cache = PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/ebpf-proxy");
     let program = Some(cache.join(HELM).join("helm")).filter(|file| file.is_file());
-    let program = program.context("helm is missing: run `cargo xtask setup` (it needs Go)")?;
+    program.context("helm is missing: run `cargo xtask setup` (it needs Go)")
+}
+
+/// Runs helm with homes of its own, so that nothing of the user's plays a part.
+pub fn helm(args: &[&str]) -> Result<String> {
     let home = leftovers::temp_dir("helm")?;
-    let mut command = Command::new(program);
+    let mut command = Command::new(program()?);
     for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
         command.env(name, home.path());
     }

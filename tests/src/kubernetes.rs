@@ -29,7 +29,7 @@ pub use machine::Machine;
 /// Version of containerd that `cargo xtask setup` builds; `tests/containerd/go.mod` names the same.
 const CONTAINERD: &str = "containerd-2.3.7";
 /// Everything is slow on a busy machine: a bound for what never comes.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 
 /// A running cluster.
 pub struct Kubernetes {

@@ -22,3 +22,5 @@ mod node;
 mod objects;
 #[path = "apiserver/outage.rs"]
 mod outage;
+#[path = "apiserver/prerequisites.rs"]
+mod prerequisites;

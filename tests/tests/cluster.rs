@@ -1,5 +1,6 @@
-//! The agent as users run it: a DaemonSet on nodes with real kubelets and containerds, a real control plane, no kube-proxy. What
-//! a kubelet does to pods must not be noticed by those that use services.
+//! The agent as users run it: the image of `cargo xtask image` in the DaemonSet of the Helm chart, on nodes with real kubelets and
+//! containerds, a real control plane, no kube-proxy. What a kubelet does to pods must not be noticed by those that use services;
+//! what the container is allowed: `cluster/rights.rs`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
@@ -11,10 +12,13 @@ use proxy_tests::kubernetes::{Kubernetes, Machine, image};
 use proxy_tests::process;
 use proxy_tests::shared::{Fixture, Shared};
 
+#[path = "cluster/rights.rs"]
+mod rights;
+
 const NODES: u8 = 3;
 const REPLICAS: u8 = 6;
 /// A bound for what a kubelet or a controller does in seconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(180);
 const AGENTS: &str = "app.kubernetes.io/name=proxy-agent";
 /// Requests of each kind that are made after a change is over.
 const ENOUGH: usize = 100;
@@ -29,10 +33,8 @@ static SHARED: Shared<Cluster> = Shared::new();
 impl Fixture for Cluster {
     fn build() -> Self {
         let kubernetes = Kubernetes::start(NODES, helper()).unwrap();
-        kubernetes
-            .load(&image::agent().unwrap().write(kubernetes.dir()).unwrap())
-            .unwrap();
-        kubernetes.install_agent().unwrap();
+        kubernetes.load(&image::agent_archive().unwrap()).unwrap();
+        kubernetes.install_agent(&[]).unwrap();
         let addresses = kubernetes.install_echo(REPLICAS).unwrap();
         Self { kubernetes, addresses }
     }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::{self, step};
-use crate::{build, setup};
+use crate::{build, image, setup};
 
 /// Arguments of `cluster`, handed to the program.
 #[derive(clap::Args)]
@@ -23,10 +23,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return shell::run(command.arg("--remove"));
     }
     setup::for_cluster()?;
-    let agent = build::agent(false)?;
+    build::ebpf()?;
+    let image = image::for_tests()?;
     step("starting the cluster");
     if args.once {
         command.arg("--once");
     }
-    shell::run(command.env("PROXY_AGENT_BIN", agent))
+    shell::run(command.env("PROXY_AGENT_IMAGE", image))
 }

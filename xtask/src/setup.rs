@@ -105,10 +105,7 @@ const CONTAINERS: &[Package] = &[
 /// Everything the tests need.
 pub(crate) fn for_tests() -> Result<()> {
     toolchain()?;
-    for_namespaces()?;
-    kubernetes()?;
-    go::build(&go::helm()).context("the tests of the chart need helm")?;
-    zig().map(drop)
+    for_cluster()
 }
 
 /// What the demo and the namespace tests need.
@@ -218,7 +215,7 @@ pub(crate) fn kubernetes() -> Result<()> {
     )
 }
 
-/// What a whole cluster needs besides: the rest of the control plane, the kubelet, and containers.
+/// What a whole cluster needs: the control plane, the kubelet, containers, and how the agent gets there: image and chart.
 pub(crate) fn for_cluster() -> Result<()> {
     for_namespaces()?;
     install(CONTAINERS)?;
@@ -228,7 +225,9 @@ pub(crate) fn for_cluster() -> Result<()> {
         "kube-controller-manager",
         "kube-scheduler",
     ]))?;
-    go::build(&go::containerd())
+    go::build(&go::containerd())?;
+    go::build(&go::helm()).context("the chart needs helm")?;
+    zig().map(drop)
 }
 
 /// zig and cargo-zigbuild, from PyPI into the cache: they build static programs for every processor.

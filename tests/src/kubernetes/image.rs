@@ -1,19 +1,17 @@
-//! Images without a registry: a program and the libraries it asks for, packed as `docker save` packs one. Needs GNU tar and
-//! `sha256sum`.
+//! Images without a registry: the agent's as `cargo xtask image` wrote it, and one of a program and the libraries it asks for, packed
+//! as `docker save` packs one. Needs GNU tar and `sha256sum`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::{agent, process};
+use crate::process;
 
 /// Name of the image with the `cluster` program: what pods run for tests, and what keeps a pod's namespaces (`pause`).
 pub const HELPER: &str = "ebpf-proxy/cluster-helper:1";
-/// Name of the agent's image, as `deploy/proxy-agent.yaml` has it.
-pub const AGENT: &str = "ebpf-proxy/proxy-agent:0.1.0";
 /// Folder of the programs inside.
 const BIN: &str = "usr/bin";
 
@@ -24,9 +22,22 @@ pub struct Image {
     entrypoint: Vec<String>,
 }
 
-/// The image of the agent under test, with [`agent::binary`] inside.
-pub fn agent() -> Result<Image> {
-    Ok(Image::new(AGENT, &agent::binary()?, "proxy-agent", &[]))
+/// The image that users install: `PROXY_AGENT_IMAGE`, or where `cargo xtask image` leaves it.
+pub fn agent_archive() -> Result<PathBuf> {
+    let path = match std::env::var_os("PROXY_AGENT_IMAGE") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+            let file = format!("proxy-agent-{}-{}.tar", env!("CARGO_PKG_VERSION"), architecture());
+            home.join(".cache/ebpf-proxy/images").join(file)
+        }
+    };
+    ensure!(
+        path.is_file(),
+        "no image at {}: run `cargo xtask image`",
+        path.display()
+    );
+    Ok(path)
 }
 
 /// The image of the `cluster` program.
@@ -81,8 +92,8 @@ impl Image {
     }
 }
 
-/// As images name it.
-fn architecture() -> &'static str {
+/// This machine's, as images name it.
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -18,7 +18,7 @@ use super::cgroups::entrance;
 use super::files::CONTAINERD_SOCKET;
 use crate::{leftovers, process};
 
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 /// Where pods find the node's part of the cgroup2 hierarchy, as if that were all there is.
 pub const CGROUP: &str = "/run/cgroup2";
 /// The kubelet's cgroup below the node's, and the name of its log.

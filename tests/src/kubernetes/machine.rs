@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -123,6 +124,43 @@ impl Machine {
         // SAFETY: what runs there is a write to an open file.
         unsafe { command.pre_exec(enter) };
         Ok(command)
+    }
+
+    /// The process of this node that runs `program` with `argument` first.
+    pub fn process(&self, program: &str, argument: &str) -> Result<u32> {
+        let all = fs::read_dir("/proc").context("reading /proc")?.flatten();
+        let mut numbers = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_it = |pid: &u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            words
+                .next()
+                .is_some_and(|path| Path::new(OsStr::from_bytes(path)).ends_with(program))
+                && words.next() == Some(argument.as_bytes())
+                && self.has(*pid)
+        };
+        let found = numbers.find(is_it);
+        found.with_context(|| format!("no `{program} {argument}` runs on {}", self.name))
+    }
+
+    /// Does a process descend from the node's init?
+    fn has(&self, mut pid: u32) -> bool {
+        let parent = |pid: u32| -> Option<u32> {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix("PPid:"))?
+                .trim()
+                .parse()
+                .ok()
+        };
+        while pid != self.init {
+            match parent(pid) {
+                Some(next) => pid = next,
+                None => return false,
+            }
+        }
+        true
     }
 
     /// Makes an image known to it.

@@ -1,18 +1,16 @@
-//! What is applied to a cluster: the agent's manifest as a user would adapt it, and echo servers behind a Service.
+//! What is applied to a cluster: what the agent's chart makes of a user's values, and echo servers behind a Service.
 
-use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use super::image::HELPER;
 use super::{Kubernetes, init};
-use crate::process;
 use crate::topology::{CLUSTER_CIDR, GATEWAY};
+use crate::{helm, process};
 
 /// Name of the echo servers' Deployment and Service.
 pub const ECHO: &str = "echo";
@@ -21,37 +19,22 @@ const ECHO_PORT: u16 = 8080;
 const SERVICE_PORT: u16 = 80;
 const ADDRESSES: Duration = Duration::from_secs(20);
 
-/// The agent's manifest with what its comments tell a user to set: the pods' networks, the API server, the place of cgroup2.
-pub fn agent_manifest() -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/proxy-agent.yaml");
-    let mut text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let gateway = format!("          value: {GATEWAY}");
-    let cgroup = format!("          path: {}\n", init::CGROUP);
-    for (from, to) in [
-        (
-            "--cluster-cidr=10.244.0.0/16",
-            &*format!("--cluster-cidr={CLUSTER_CIDR}"),
-        ),
-        (
-            "        # - name: KUBERNETES_SERVICE_HOST",
-            "        - name: KUBERNETES_SERVICE_HOST",
-        ),
-        ("        #   value: 192.0.2.10", &*gateway),
-        (
-            "        # - name: KUBERNETES_SERVICE_PORT",
-            "        - name: KUBERNETES_SERVICE_PORT",
-        ),
-        ("        #   value: \"6443\"", "          value: \"6443\""),
-        ("          path: /sys/fs/cgroup\n", &*cgroup),
-    ] {
-        ensure!(
-            text.contains(from),
-            "{} has no {from:?}, which this cluster sets",
-            path.display()
-        );
-        text = text.replace(from, to);
-    }
-    Ok(text)
+/// What a user of this cluster sets in the chart: the pods' networks, the API server, the place of cgroup2.
+pub fn chart_values() -> Vec<String> {
+    let pods = CLUSTER_CIDR.replace(',', "\\,");
+    vec![
+        format!("pods.clusterCIDR={pods}"),
+        format!("apiServer.host={GATEWAY}"),
+        format!("datapath.cgroup={}", init::CGROUP),
+    ]
+}
+
+/// What the chart makes of these values and further ones.
+pub fn agent_objects(further: &[&str]) -> Result<String> {
+    let values = chart_values();
+    let values = values.iter().map(String::as_str).chain(further.iter().copied());
+    let args: Vec<&str> = values.flat_map(|value| ["--set", value]).collect();
+    helm::render(&args)
 }
 
 /// A Deployment of echo servers, and a dual-stack Service with a node port in front.
@@ -125,9 +108,10 @@ pub fn clients() -> Value {
 }
 
 impl Kubernetes {
-    /// Applies the agent's manifest and waits until it is ready on every node.
-    pub fn install_agent(&self) -> Result<()> {
-        self.api.kubectl_with_input(&["apply", "-f", "-"], &agent_manifest()?)?;
+    /// Installs the chart with these values beside the cluster's own, and waits until the agent is ready on every node.
+    pub fn install_agent(&self, values: &[&str]) -> Result<()> {
+        self.api
+            .kubectl_with_input(&["apply", "-f", "-"], &agent_objects(values)?)?;
         self.wait_for_rollout("kube-system", "daemonset/proxy-agent", super::START)
     }
 

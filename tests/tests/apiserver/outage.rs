@@ -134,6 +134,8 @@ fn nothing_is_removed_before_every_kind_is_listed() {
     cluster.agent.launch_only().unwrap();
     cluster.wait_for_log(said, "listed kind=\"Service\"");
     cluster.wait_for_log(said, "maps opened");
+    cluster.wait_for_log(said, "not listed yet, trying again kind=\"EndpointSlice\"");
+    cluster.wait_for_log(said, "allow list and watch in the ClusterRole");
     std::thread::sleep(TEMPTATION);
     assert!(
         cluster.agent.healthz("/readyz").is_err(),
@@ -168,7 +170,10 @@ fn an_agent_starts_without_a_server() {
     let said = cluster.agent.log().len();
     cluster.agent.launch_only().unwrap();
     cluster.wait_for_log(said, "maps opened");
-    cluster.wait_for_log(said, "watch interrupted");
+    cluster.wait_for_log(said, "not listed yet, trying again");
+    cluster.wait_for_log(said, "is reachable without this proxy");
+    // As long as there is something to try again, the kubelet has no reason to end it.
+    cluster.agent.healthz("/livez").unwrap();
     std::thread::sleep(TEMPTATION);
     assert!(cluster.agent.is_running());
     for vip in [stays, goes] {

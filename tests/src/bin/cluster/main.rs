@@ -15,8 +15,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use proxy_tests::kubernetes::objects::chart_values;
 use proxy_tests::kubernetes::{Kubernetes, image};
-use proxy_tests::{leftovers, process};
+use proxy_tests::{helm, leftovers, process};
 
 const NODES: u8 = 3;
 const REPLICAS: u8 = 4;
@@ -79,9 +80,9 @@ fn build_and_show(once: bool, interrupted: &AtomicBool) -> Result<()> {
     step("Starting etcd, API server, controller-manager, scheduler, and three nodes with containerd and kubelet")?;
     let kubernetes = Kubernetes::start(NODES, &std::env::current_exe()?)?;
     print!("{}", kubernetes.api.kubectl(&["get", "nodes", "-o", "wide"])?);
-    step("Loading the agent's image on every node, and applying deploy/proxy-agent.yaml")?;
-    kubernetes.load(&image::agent()?.write(kubernetes.dir())?)?;
-    kubernetes.install_agent()?;
+    step("Loading the agent's image on every node, and applying what the Helm chart makes")?;
+    kubernetes.load(&image::agent_archive()?)?;
+    kubernetes.install_agent(&[])?;
     print!(
         "{}",
         kubernetes
@@ -129,12 +130,31 @@ fn explain(kubernetes: &Kubernetes, addresses: &[SocketAddr]) -> Result<()> {
     let machine = kubernetes.machines.first().context("a cluster has a node")?;
     println!("  alias k='{}'", kubernetes.api.kubectl_line()?);
     println!("  k get pods -A -o wide");
-    println!("  k -n kube-system exec daemonset/proxy-agent -- proxy-agent service list");
+    println!("  # the agent's commands");
+    println!("  alias agent='k -n kube-system exec daemonset/proxy-agent -- proxy-agent'");
+    println!("  agent service list; agent backend list; agent connection list -o wide; agent top --once");
+    for address in addresses {
+        println!("  agent explain host {address}/tcp");
+    }
+    println!("  # traffic, and what changes it");
     println!("  k scale deployment echo --replicas=7");
     println!("  k -n kube-system rollout restart daemonset/proxy-agent");
     for address in addresses {
         println!("  k exec daemonset/client -- /usr/bin/cluster ask {address}");
     }
+    println!("  # another version of the chart or other values: change --set, and apply again");
+    let values = chart_values().join(" --set ");
+    println!(
+        "  {} template ebpf-proxy {} -n kube-system --set {values} | k apply -f -",
+        helm::program()?.display(),
+        helm::deploy("chart/ebpf-proxy"),
+    );
+    println!("  # Prometheus alerts and the Grafana dashboard, which this cluster has nobody to read");
+    println!("  ls {}", helm::deploy("chart/ebpf-proxy/monitoring"));
+    println!(
+        "  nsenter --target {} --net curl -s http://127.0.0.1:10249/metrics",
+        machine.init()
+    );
     println!("  # a shell on {}: its network, mounts and processes", machine.name());
     println!("  nsenter --target {} --net --mount --pid bash", machine.init());
     println!("  # logs of {}'s containerd and kubelet", machine.name());
