@@ -2,6 +2,7 @@
 //! [`crate::config`].
 
 mod tools;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

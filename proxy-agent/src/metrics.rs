@@ -61,6 +61,9 @@ pub struct Metrics {
     collected: Counter,
     flows_removed: Counter,
     opened: Counter,
+    rewrites_inserted: Family<Labels, Counter>,
+    rewrites_removed: Family<Labels, Counter>,
+    rewrites_evicted: Family<Labels, Counter>,
     services: Services,
 }
 
@@ -99,6 +102,9 @@ impl Metrics {
             collected: Counter::default(),
             flows_removed: Counter::default(),
             opened: Counter::default(),
+            rewrites_inserted: Family::default(),
+            rewrites_removed: Family::default(),
+            rewrites_evicted: Family::default(),
             services: Services::default(),
         };
         metrics.register_common();
@@ -198,6 +204,18 @@ impl Metrics {
         own.register("flows_removed", help, self.flows_removed.clone());
         let help = "Connections written into the rewrite tables: two entries each, four if masqueraded";
         own.register("connections_opened", help, self.opened.clone());
+        own.register(
+            "rewrite_entries_inserted",
+            "Entries put into the rewrite table",
+            self.rewrites_inserted.clone(),
+        );
+        own.register(
+            "rewrite_entries_removed",
+            "Entries removed from the rewrite table, by whom",
+            self.rewrites_removed.clone(),
+        );
+        let help = "Entries that a full rewrite table forgot, at least";
+        own.register("rewrite_entries_evicted", help, self.rewrites_evicted.clone());
         own.register_collector(Box::new(self.services.clone()));
     }
 
@@ -296,6 +314,21 @@ impl Metrics {
         self.collected.inner().store(stats.entries_collected, Ordering::Relaxed);
         self.flows_removed.inner().store(stats.flows_removed, Ordering::Relaxed);
         self.opened.inner().store(stats.connections_opened, Ordering::Relaxed);
+        for (family, (counts, evicted)) in FAMILIES.iter().zip(stats.rewrites) {
+            let set = |counters: &Family<Labels, Counter>, labels: Labels, count| {
+                counters.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+            };
+            set(&self.rewrites_inserted, of_family(family), counts.inserted);
+            set(&self.rewrites_evicted, of_family(family), evicted);
+            for (by, count) in [
+                ("program", counts.removed_by_programs),
+                ("agent", counts.removed_by_agent),
+            ] {
+                let mut labels = of_family(family);
+                labels.push(("by", by.to_owned()));
+                set(&self.rewrites_removed, labels, count);
+            }
+        }
         self.services.set(stats.services);
     }
 

@@ -30,6 +30,8 @@ pub trait Address:
     fn sum(&self) -> u32;
     /// Is the address in `network`, given the network's mask?
     fn is_in(&self, network: &Self, mask: &Self) -> bool;
+    /// The address in the form that both families share: IPv4 as `::ffff:a.b.c.d`.
+    fn mapped(&self) -> Addr6;
     /// Order of the addresses as big-endian numbers; the same as [`Ord`], in a form the BPF back end can compile.
     fn compare(&self, other: &Self) -> core::cmp::Ordering;
 }
@@ -102,6 +104,12 @@ impl Address for Addr4 {
     }
 
     #[inline(always)]
+    fn mapped(&self) -> Addr6 {
+        let [a, b, c]: [u32; 3] = bytemuck::cast(MAPPED_PREFIX);
+        bytemuck::cast([a, b, c, bytemuck::cast(*self)])
+    }
+
+    #[inline(always)]
     fn compare(&self, other: &Self) -> core::cmp::Ordering {
         u32::from_be_bytes(self.0).cmp(&u32::from_be_bytes(other.0))
     }
@@ -143,6 +151,11 @@ impl Address for Addr6 {
             & (addr[1] & mask[1] == network[1])
             & (addr[2] & mask[2] == network[2])
             & (addr[3] & mask[3] == network[3])
+    }
+
+    #[inline(always)]
+    fn mapped(&self) -> Addr6 {
+        *self
     }
 
     #[inline(always)]
@@ -316,6 +329,14 @@ mod tests {
         let parse = |ip: &str| Addr6::from(ip.parse::<Ipv6Addr>().unwrap());
         assert!(parse("fd00:10::9").is_in(&parse("fd00:10::"), &parse("ffff:ffff:ffff:ffff::")));
         assert!(!parse("fd00:10:0:1::9").is_in(&parse("fd00:10::"), &parse("ffff:ffff:ffff:ffff::")));
+    }
+
+    #[test]
+    fn families_share_a_form() {
+        let [v4, v6]: [IpAddr; 2] = ["10.0.0.1".parse().unwrap(), "::ffff:10.0.0.1".parse().unwrap()];
+        assert_eq!(Some(Addr4::from_ip(v4).unwrap().mapped()), Addr6::from_ip(v6));
+        let v6 = Addr6([7; 16]);
+        assert_eq!(v6.mapped(), v6);
     }
 
     #[test]

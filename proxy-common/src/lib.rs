@@ -31,6 +31,7 @@ pub mod service;
 pub mod settings;
 pub mod socket;
 pub mod source_range;
+pub mod trace;
 
 /// Declares a family-generic layout as plain old data.
 ///

@@ -22,6 +22,8 @@ pub const SERVICES_CAPACITY: usize = 65_536;
 pub const COUNTERS_CAPACITY: usize = 16_384;
 /// Interfaces.
 pub const LINKS_CAPACITY: usize = 4_096;
+/// Bytes of the ring buffer for events, a power of two: two thousand events that nobody has read yet.
+pub const EVENTS_CAPACITY: usize = 256 * 1024;
 /// Local addresses per family.
 pub const NODE_ADDRS_CAPACITY: usize = 4_096;
 
@@ -53,6 +55,16 @@ pub const SERVICES: &str = "SERVICES";
 pub const REASONS: &str = "REASONS";
 /// service id → [`crate::counters::Counters`], per CPU.
 pub const COUNTERS: &str = "COUNTERS";
+/// One [`crate::trace::Trace`].
+pub const TRACE: &str = "TRACE";
+/// Ring buffer of [`crate::trace::Event`]s.
+pub const EVENTS: &str = "EVENTS";
+
+/// A family's part of a pair.
+#[inline(always)]
+pub fn of_family<A: crate::addr::Address, T: Copy>([v4, v6]: [T; 2]) -> T {
+    if A::FAMILY == 4 { v4 } else { v6 }
+}
 
 /// Name of one of the family pairs above for a family.
 pub const fn for_family<A: crate::addr::Address>(pair: [&'static str; 2]) -> &'static str {

@@ -69,8 +69,15 @@ impl Reason {
     }
 }
 
-/// Slots of `REASONS`; more than there are reasons, so that a new one does not change the map.
+/// Slots of `REASONS`; more than there are reasons, so that a new one does not change the map. The last ones are no reasons'.
 pub const REASON_SLOTS: usize = 64;
+
+/// Slot of `REASONS`: events that found no room in the ring buffer of `proxy-agent trace`.
+pub const EVENTS_LOST: u32 = 63;
+/// Slots of `REASONS` by family: entries that the programs have put into the rewrite table.
+pub const REWRITES_INSERTED: [u32; 2] = [59, 60];
+/// Slots of `REASONS` by family: entries that the programs have removed from it themselves.
+pub const REWRITES_REMOVED: [u32; 2] = [61, 62];
 
 #[cfg(test)]
 mod tests {
@@ -81,6 +88,9 @@ mod tests {
         for (slot, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, slot);
         }
-        assert!(Reason::ALL.len() <= REASON_SLOTS);
+        let others = [REWRITES_INSERTED, REWRITES_REMOVED, [EVENTS_LOST; 2]];
+        for slot in others.into_iter().flatten() {
+            assert!(Reason::ALL.len() <= slot as usize && (slot as usize) < REASON_SLOTS);
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! stay true: the entries for replies exist before the one for requests, so that no reply finds the table without its entry; a
 //! tuple is claimed with BPF_NOEXIST, so that two connections never share one.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::__sk_buff;
 use proxy_common::addr::{Port, Protocol};
 use proxy_common::counters::BY_PACKET;
 use proxy_common::frontend::Origin;
@@ -17,12 +17,13 @@ use proxy_common::rewrite::{
     STATE_RST,
 };
 use proxy_common::settings::{MODE_DRAIN, MODE_HOLD};
+use proxy_common::trace::reason_code;
 use proxy_common::{clock, pick};
 
 use crate::maps::{self, Family, LINKS, MASQUERADE_ALL, PODS_BY_LINK, PORT_COUNT, PORT_FIRST, Scratch};
 use crate::rewrite::now;
 use crate::route::{Route, Routed};
-use crate::service;
+use crate::{service, trace};
 
 /// Source ports that are tried when two connections want the same one. The verifier follows every turn, so they are few; a turn
 /// fails with the probability that a random port is taken.
@@ -133,7 +134,10 @@ pub(crate) fn open<A: Route>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened
     match written {
         Ok(()) => Opened::Yes,
         Err(reason) => {
-            maps::count_unserved(scratch::<A>().map_or(0, |scratch| scratch.service), reason, BY_PACKET);
+            if let Some(scratch) = scratch::<A>() {
+                scratch.outcome = reason_code(reason);
+                maps::count_unserved(scratch.service, reason, BY_PACKET);
+            }
             Opened::Dropped
         }
     }
@@ -216,6 +220,7 @@ fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
     };
     let origin = Origin::of(key.hook, is_pod);
     scratch.service = frontend.service;
+    scratch.outcome = 0;
     scratch.masquerades = u32::from(frontend.masquerades(origin, has_pods, MASQUERADE_ALL.load() != 0));
     match service::resolve(frontend, origin, &key.src, &mut scratch.lookup) {
         Ok(slot) => {
@@ -223,6 +228,7 @@ fn select<A: Family>(skb: *mut __sk_buff, key: &RewriteKey<A>) -> Opened {
             Opened::Yes
         }
         Err(reason) => {
+            scratch.outcome = reason_code(reason);
             maps::count_unserved(frontend.service, reason, BY_PACKET);
             if reason.is_refused() {
                 Opened::Refused
@@ -313,7 +319,7 @@ fn claim<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
             ..request.meta()
         };
         *reply = reply_key.rewrite_to(key.dst, key.dst_port, key.src, key.src_port, meta);
-        if A::insert_rewrite(reply_key, reply, BPF_NOEXIST) {
+        if A::insert_rewrite(reply_key, reply) {
             if turn != 0 {
                 maps::count(Reason::SourcePortChanged);
             }
@@ -324,17 +330,20 @@ fn claim<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
         };
         // SAFETY: the slot stays allocated while the program runs; what changes in it are words that are judged one by one.
         let owner = unsafe { &*owner };
-        // A leftover of this very tuple, whose request entry is gone, or of a connection that is over.
-        let is_ours = owner.has_tuple_of(reply);
-        if is_ours || is_over(reply_key, owner, partner) {
-            if !is_ours {
-                forget(reply_key, owner, partner);
-            }
-            return if A::insert_rewrite(reply_key, reply, BPF_ANY) {
+        // A leftover of this very tuple, whose request entry is gone.
+        if owner.has_tuple_of(reply) {
+            return if A::replace_rewrite(reply_key, reply) {
                 Ok(())
             } else {
                 Err(Reason::RewriteTableFull)
             };
+        }
+        // Or of a connection that is over; if another CPU takes its place at once, that one keeps it.
+        if is_over(reply_key, owner, partner) {
+            forget(reply_key, owner, partner);
+            if A::insert_rewrite(reply_key, reply) {
+                return Ok(());
+            }
         }
         port = random_port();
         turn += 1;
@@ -412,7 +421,7 @@ fn claim_node_port<A: Route>(skb: *mut __sk_buff, protocol: u8, scratch: &mut Sc
         };
         *back = back_key.rewrite_to(request.dst, request.dst_port, request.src, request.src_port, meta);
         if !A::has_socket(skb, back_key, words) && claim_back(back_key, back, partner) {
-            if A::insert_rewrite(key, outward, BPF_NOEXIST) {
+            if A::insert_rewrite(key, outward) {
                 return Ok(());
             }
             A::remove_rewrite(back_key);
@@ -432,7 +441,7 @@ fn claim_node_port<A: Route>(skb: *mut __sk_buff, protocol: u8, scratch: &mut Sc
 /// Claims a node port for a masqueraded connection; false if a live connection to the same endpoint has it.
 #[inline(always)]
 fn claim_back<A: Family>(key: &RewriteKey<A>, value: &Rewrite<A>, partner: &mut RewriteKey<A>) -> bool {
-    if A::insert_rewrite(key, value, BPF_NOEXIST) {
+    if A::insert_rewrite(key, value) {
         return true;
     }
     let Some(owner) = A::rewrite(key) else { return false };
@@ -442,7 +451,7 @@ fn claim_back<A: Family>(key: &RewriteKey<A>, value: &Rewrite<A>, partner: &mut 
         return false;
     }
     forget(key, owner, partner);
-    A::insert_rewrite(key, value, BPF_NOEXIST)
+    A::insert_rewrite(key, value)
 }
 
 /// Writes the entry for requests, after which the connection is open. If another CPU was faster with a packet of the same flow,
@@ -452,8 +461,9 @@ fn publish<A: Family>(key: &RewriteKey<A>) -> Result<(), Reason> {
     let Some(scratch) = scratch() else {
         return Err(Reason::RewriteFailed);
     };
-    if A::insert_rewrite(key, &scratch.request, BPF_NOEXIST) {
+    if A::insert_rewrite(key, &scratch.request) {
         maps::count_opened(scratch.service);
+        scratch.outcome = trace::OPENED;
         return Ok(());
     }
     let winner = A::rewrite(key);

@@ -20,6 +20,7 @@ mod service;
 mod socket;
 mod stray;
 mod tc;
+mod trace;
 mod unusual;
 
 use aya_ebpf::macros::{cgroup_sock_addr, classifier};

@@ -4,8 +4,8 @@
 //! Map names, keys, values and capacities come from proxy-common; `docs/architecture.md` says who writes what.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
-use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST};
+use aya_ebpf::btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SkStorage};
 use aya_ebpf::helpers::bpf_map_lookup_elem;
 use aya_ebpf::macros::btf_map;
 use proxy_common::addr::{Addr4, Addr6, Address};
@@ -17,12 +17,13 @@ use proxy_common::fragment::{FragmentKey, Ports};
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
-use proxy_common::reason::{REASON_SLOTS, Reason};
+use proxy_common::reason::{REASON_SLOTS, REWRITES_INSERTED, REWRITES_REMOVED, Reason};
 use proxy_common::rewrite::{KIND_REPLY, KIND_REQUEST, Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
 use proxy_common::settings::Settings;
 use proxy_common::socket::SocketFlows;
 use proxy_common::source_range::SourceRangeKey;
+use proxy_common::trace::{Event, Trace};
 
 use crate::refuse::{Headers, Quote};
 use crate::route::Words;
@@ -90,6 +91,12 @@ pub(crate) static LINKS: HashMap<u32, Link, { names::LINKS_CAPACITY }, NO_PREALL
 static SERVICES: HashMap<u32, ServiceInfo, { names::SERVICES_CAPACITY }, NO_PREALLOC> = HashMap::new();
 
 #[btf_map]
+pub(crate) static TRACE: Array<Trace, 1> = Array::new();
+
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<Event, { names::EVENTS_CAPACITY }> = RingBuf::new();
+
+#[btf_map]
 static REASONS: PerCpuArray<u64, REASON_SLOTS> = PerCpuArray::new();
 
 #[btf_map]
@@ -112,6 +119,8 @@ pub(crate) struct Scratch<A> {
     pub(crate) slot: u32,
     pub(crate) service: u32,
     pub(crate) masquerades: u32,
+    /// What a tracer is told of the packet: [`crate::trace::OPENED`], the code of a reason, or 0 for nothing.
+    pub(crate) outcome: u32,
     /// Interface towards the backend if the connection is masqueraded, otherwise 0.
     pub(crate) leaves_by: u32,
     /// Keys of look-ups that only some services need.
@@ -150,7 +159,13 @@ pub(crate) static PORT_COUNT: Global<u32> = Global::new(DEFAULT_PORT_COUNT);
 /// Adds one to a reason's counter.
 #[inline(always)]
 pub(crate) fn count(reason: Reason) {
-    if let Some(counter) = REASONS.get_ptr_mut(reason as u32) {
+    count_slot(reason as u32);
+}
+
+/// Adds one to a slot of `REASONS`.
+#[inline(always)]
+pub(crate) fn count_slot(slot: u32) {
+    if let Some(counter) = REASONS.get_ptr_mut(slot) {
         // SAFETY: the slot belongs to this CPU, and programs do not migrate while they run.
         unsafe { *counter = (*counter).wrapping_add(1) };
     }
@@ -236,9 +251,11 @@ pub(crate) trait Family: Address {
     fn backend(index: u32) -> Option<&'static Backend<Self>>;
     /// `REWRITES4/6`: the entry in place, because the hot path writes its clock and state.
     fn rewrite(key: &RewriteKey<Self>) -> Option<*mut Rewrite<Self>>;
-    /// Writes to `REWRITES4/6`; false if the kernel did not take it.
-    fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>, flags: u32) -> bool;
-    /// Removes from `REWRITES4/6`; what is gone already is fine.
+    /// Adds to `REWRITES4/6` and counts it; false if the key is taken or the kernel did not take it.
+    fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>) -> bool;
+    /// Writes over an entry of `REWRITES4/6`, which is not counted: should it have gone this very moment, one too few is.
+    fn replace_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>) -> bool;
+    /// Removes from `REWRITES4/6` and counts it; what is gone already is fine.
     fn remove_rewrite(key: &RewriteKey<Self>);
     /// Remembers the ports of a fragmented packet in `FRAGMENTS4/6`.
     fn remember_ports(key: &FragmentKey<Self>, ports: &Ports);
@@ -286,13 +303,24 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>, flags: u32) -> bool {
-                $rewrites.insert(key, value, u64::from(flags)).is_ok()
+            fn insert_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>) -> bool {
+                let is_inserted = $rewrites.insert(key, value, u64::from(BPF_NOEXIST)).is_ok();
+                if is_inserted {
+                    count_slot(names::of_family::<Self, _>(REWRITES_INSERTED));
+                }
+                is_inserted
+            }
+
+            #[inline(always)]
+            fn replace_rewrite(key: &RewriteKey<Self>, value: &Rewrite<Self>) -> bool {
+                $rewrites.insert(key, value, u64::from(BPF_ANY)).is_ok()
             }
 
             #[inline(always)]
             fn remove_rewrite(key: &RewriteKey<Self>) {
-                let _gone_already = $rewrites.remove(key);
+                if $rewrites.remove(key).is_ok() {
+                    count_slot(names::of_family::<Self, _>(REWRITES_REMOVED));
+                }
             }
 
             #[inline(always)]

@@ -92,6 +92,8 @@ pub(crate) trait Headers: Family {
     const HEADER: usize;
     /// Offset of the destination address in it.
     const DESTINATION: usize;
+    /// Offset of the protocol number in it.
+    const PROTOCOL: usize;
     /// Does the L4 checksum's update need a flag of its own?
     const IS_V6: bool;
 
@@ -138,6 +140,7 @@ impl Headers for Addr4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = IPV4_HEADER;
     const DESTINATION: usize = 16;
+    const PROTOCOL: usize = 9;
     const IS_V6: bool = false;
     const ICMP: u8 = 1;
 
@@ -153,7 +156,7 @@ impl Headers for Addr4 {
             Network {
                 src: field(ip, 12),
                 dst: field(ip, Self::DESTINATION),
-                protocol: field(ip, 9),
+                protocol: field(ip, Self::PROTOCOL),
                 checksum: field(ip, 10),
                 l4: L2 + header_len,
             }
@@ -166,6 +169,7 @@ impl Headers for Addr6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = IPV6_HEADER;
     const DESTINATION: usize = 24;
+    const PROTOCOL: usize = 6;
     const IS_V6: bool = true;
     const ICMP: u8 = 58;
 
@@ -177,7 +181,7 @@ impl Headers for Addr6 {
             Network {
                 src: field(ip, 8),
                 dst: field(ip, Self::DESTINATION),
-                protocol: field(ip, 6),
+                protocol: field(ip, Self::PROTOCOL),
                 checksum: 0,
                 l4: L2 + IPV6_HEADER,
             }

@@ -30,6 +30,7 @@ use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
 
 use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, MASQUERADE_ALL, SOCKET_PODS};
 use crate::service::{self, Lookup};
+use crate::trace;
 
 /// The system call goes on, with the address as it now stands in the context.
 const PROCEED: i32 = 1;
@@ -302,15 +303,19 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         Some(cluster_ip) => (cluster_ip.addr, cluster_ip.port),
         None => match resolve::<C::Addr>(frontend, origin, &addr) {
             Ok(backend) => (backend.addr, backend.port),
-            Err(reason) => return unserved(frontend.service, reason),
+            Err(reason) => return unserved(addr, port, protocol, frontend, reason),
         },
     };
-    let Some(flows) = storage::<C>(ctx) else { return PROCEED };
+    let Some(flows) = storage::<C>(ctx) else {
+        return left_alone(addr, port, protocol, frontend);
+    };
     // SAFETY: socket storage stays allocated while the program runs, and connect holds the socket's lock.
-    unsafe { (*flows).flows[0] = flow(addr, port, frontend, to, to_port) };
+    let chosen = unsafe { &mut (*flows).flows[0] };
+    *chosen = flow(addr, port, frontend, to, to_port);
     if past_loopback.is_none() {
         // Otherwise its first packet is counted.
         maps::count_connection(frontend.service, BY_SOCKET);
+        trace::socket(chosen, frontend.service, protocol.number(), None);
     }
     c.set_addr(to);
     c.set_port(to_port);
@@ -346,7 +351,9 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     if !is_exact(frontend, Origin::Host, &addr) {
         return PROCEED;
     }
-    let Some(flows) = storage::<C>(ctx) else { return PROCEED };
+    let Some(flows) = storage::<C>(ctx) else {
+        return left_alone(addr, port, Protocol::Udp, frontend);
+    };
     // SAFETY: socket storage stays allocated while the program runs. Two threads may send through one socket at once; each slot is
     // written as a whole, and a mixed-up one is seen as "not this destination" or re-balanced with the next message.
     let flows = unsafe { &mut *flows };
@@ -376,12 +383,13 @@ pub(crate) fn sendmsg<C: Context>(c: &C) -> i32 {
     }
     let backend: &Backend<C::Addr> = match resolve(frontend, Origin::Host, &addr) {
         Ok(backend) => backend,
-        Err(reason) => return unserved(frontend.service, reason),
+        Err(reason) => return unserved(addr, port, Protocol::Udp, frontend, reason),
     };
+    maps::count_connection(frontend.service, BY_SOCKET);
     if let Some(new) = flows.flows.get_mut(slot) {
         *new = flow(addr, port, frontend, backend.addr, backend.port);
+        trace::socket(new, frontend.service, Protocol::Udp.number(), None);
     }
-    maps::count_connection(frontend.service, BY_SOCKET);
     c.set_addr(backend.addr);
     c.set_port(backend.port);
     PROCEED
@@ -441,21 +449,38 @@ fn storage<C: Context>(ctx: &SockAddrContext) -> Option<*mut SocketFlows<C::Addr
     // SAFETY: the context's socket; a fresh value is all zero, which means "unused".
     let flows = unsafe { C::Addr::sockets().get_or_insert_ptr_mut(ctx, None) };
     if flows.is_null() {
-        maps::count(Reason::SocketStorageFull);
         return None;
     }
     Some(flows)
 }
 
+/// The socket has no storage, so it is left to the packet programs.
+#[inline(always)]
+fn left_alone<A: Family>(addr: A, port: Port, protocol: Protocol, frontend: &Frontend) -> i32 {
+    maps::count(Reason::SocketStorageFull);
+    tell(addr, port, protocol, frontend, Reason::SocketStorageFull);
+    PROCEED
+}
+
 /// No backend: a refusal is said at once where the kernel lets us choose the error; otherwise, and for drops, the packet programs
 /// deal with what the socket sends.
 #[inline(always)]
-fn unserved(service: u32, reason: Reason) -> i32 {
+fn unserved<A: Family>(addr: A, port: Port, protocol: Protocol, frontend: &Frontend, reason: Reason) -> i32 {
     if reason.is_refused() && HAVE_SET_RETVAL.load() != 0 {
-        maps::count_unserved(service, reason, BY_SOCKET);
+        maps::count_unserved(frontend.service, reason, BY_SOCKET);
+        tell(addr, port, protocol, frontend, reason);
         // SAFETY: no memory is passed.
         unsafe { bpf_set_retval(-ECONNREFUSED) };
         return FAIL;
     }
     PROCEED
+}
+
+/// Tells a tracer of a socket that gets no backend.
+#[inline(always)]
+fn tell<A: Family>(addr: A, port: Port, protocol: Protocol, frontend: &Frontend, reason: Reason) {
+    if trace::is_on() {
+        let flow = flow(addr, port, frontend, A::zeroed(), Port([0; 2]));
+        trace::socket(&flow, frontend.service, protocol.number(), Some(reason));
+    }
 }

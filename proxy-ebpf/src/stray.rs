@@ -10,10 +10,11 @@ use proxy_common::frontend::FrontendKey;
 use proxy_common::reason::Reason;
 
 use crate::maps;
-use crate::packet::{Headers, field, linear};
+use crate::packet::{Headers, Packet, TCP_RST, field, linear};
 use crate::tc::{DROP, PASS};
+use crate::trace;
 
-/// The verdict for a packet that no entry translates, whose headers were not understood; `is_answer` as for [`verdict`].
+/// The verdict for a packet that no entry translates, whose headers were not understood; `is_answer` as for [`reason`].
 #[inline(always)]
 pub(crate) fn unread<A: Headers, const L2: usize>(ctx: &TcContext, is_answer: bool) -> i32 {
     let Some(ip) = linear::<u8>(ctx, L2, A::HEADER) else {
@@ -21,23 +22,37 @@ pub(crate) fn unread<A: Headers, const L2: usize>(ctx: &TcContext, is_answer: bo
     };
     // SAFETY: the header is there, the destination is its last address.
     let dst: A = unsafe { field(ip, A::DESTINATION) };
-    verdict(ctx, &dst, is_answer)
+    let Some(reason) = reason(ctx, &dst, is_answer) else {
+        return PASS;
+    };
+    maps::count(reason);
+    trace::unread::<A, L2>(ctx, reason);
+    DROP
 }
 
-/// The verdict for a packet to `dst` that no entry translates. Nobody answers an answer (a TCP RST, an ICMP error), so it may go back
-/// to where the packet came from that it is about: the address may be a node's own, and we have just refused that node something.
+/// The verdict for a packet that no entry translates.
 #[inline(always)]
-pub(crate) fn verdict<A: Headers>(ctx: &TcContext, dst: &A, is_answer: bool) -> i32 {
+pub(crate) fn verdict<A: Headers>(ctx: &TcContext, packet: &Packet<A>) -> i32 {
+    let Some(reason) = reason(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0) else {
+        return PASS;
+    };
+    maps::count(reason);
+    trace::unserved(ctx.skb.skb, &packet.key, 0, reason);
+    DROP
+}
+
+/// Why a packet to `dst` may not leave. Nobody answers an answer (a TCP RST, an ICMP error), so it may go back to where the packet
+/// came from that it is about: the address may be a node's own, and we have just refused that node something.
+#[inline(always)]
+fn reason<A: Headers>(ctx: &TcContext, dst: &A, is_answer: bool) -> Option<Reason> {
     if A::settings().is_some_and(|settings| settings.is_service(dst)) {
-        maps::count(Reason::Unallocated);
-        return DROP;
+        return Some(Reason::Unallocated);
     }
     let skb = ctx.skb.skb;
     // SAFETY: context fields, read at their declared width.
     let returns = unsafe { (*skb).ingress_ifindex == (*skb).ifindex };
     if returns && !is_answer && A::frontend(&FrontendKey::new(*dst, Port([0; 2]), 0)).is_some() {
-        maps::count(Reason::Loop);
-        return DROP;
+        return Some(Reason::Loop);
     }
-    PASS
+    None
 }

@@ -16,11 +16,12 @@ use crate::connection::{self, Opened};
 use crate::icmp_error::{self, Quoted};
 use crate::log::Log;
 use crate::maps;
-use crate::packet::{self, Headers, Packet, TCP_RST};
+use crate::packet::{self, Headers, Packet};
 use crate::refuse::{self, Refuse};
 use crate::rewrite;
 use crate::route::{self, Route, Routed};
 use crate::stray;
+use crate::trace;
 use crate::unusual::{self, Unusual, Walk};
 
 /// "No opinion": the next program of the interface and then the stack decide (`TCX_NEXT` is the same number).
@@ -76,12 +77,19 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
         } else {
             connection::open(skb, &packet.key)
         };
+        if opened != Opened::NotOurs {
+            trace::outcome(skb, &packet.key);
+        }
         entry = match opened {
             Opened::NotOurs => None,
             Opened::Yes => A::rewrite(&packet.key),
             Opened::Refused => {
                 A::unserved(ctx, &packet.key, "refused");
-                return refuse::refuse::<A, L2, HOOK>(ctx, packet);
+                let verdict = refuse::refuse::<A, L2, HOOK>(ctx, packet);
+                if verdict == DROP {
+                    trace::unserved(skb, &packet.key, 0, Reason::RefuseFailed);
+                }
+                return verdict;
             }
             Opened::Dropped => {
                 A::unserved(ctx, &packet.key, "dropped");
@@ -95,7 +103,7 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
     }
     let Some(entry) = entry else {
         return if HOOK == HOOK_EGRESS {
-            stray::verdict(ctx, &packet.key.dst, packet.tcp_flags & TCP_RST != 0)
+            stray::verdict(ctx, packet)
         } else {
             PASS
         };
@@ -140,8 +148,7 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
     rewrite: &Rewrite<A>,
 ) -> i32 {
     if rewrite::apply::<A, L2>(ctx, packet, rewrite).is_err() {
-        maps::count_unserved(rewrite.service, Reason::RewriteFailed, BY_PACKET);
-        return DROP;
+        return failed(ctx, packet, rewrite, Reason::RewriteFailed);
     }
     let skb = ctx.skb.skb;
     if rewrite.flags == 0 {
@@ -150,15 +157,11 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
     if HOOK == HOOK_EGRESS && rewrite.flags & REWRITE_REROUTE != 0 {
         // SAFETY: this CPU's slot, used by this program run alone (see `Scratch`).
         let Some(words) = A::scratch().map(|scratch| unsafe { &mut (*scratch).words }) else {
-            maps::count_unserved(rewrite.service, Reason::RewriteFailed, BY_PACKET);
-            return DROP;
+            return failed(ctx, packet, rewrite, Reason::RewriteFailed);
         };
         return match A::route(skb, &rewrite.src, &rewrite.dst, words) {
             Routed::Forward(ifindex) => route::send(ifindex),
-            Routed::Stack => {
-                maps::count_unserved(rewrite.service, Reason::NoRoute, BY_PACKET);
-                DROP
-            }
+            Routed::Stack => failed(ctx, packet, rewrite, Reason::NoRoute),
         };
     }
     if rewrite.flags & REWRITE_TO_INGRESS != 0 {
@@ -169,4 +172,12 @@ fn rewritten<A: Route, const L2: usize, const HOOK: u8>(
         }
     }
     PASS
+}
+
+/// A packet of a connection could not be served.
+#[inline(always)]
+fn failed<A: Route>(ctx: &TcContext, packet: &Packet<A>, rewrite: &Rewrite<A>, reason: Reason) -> i32 {
+    maps::count_unserved(rewrite.service, reason, BY_PACKET);
+    trace::unserved(ctx.skb.skb, &packet.key, rewrite.service, reason);
+    DROP
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
@@ -16,9 +16,10 @@ use proxy_common::counters::Counters;
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
-use proxy_common::reason::Reason;
+use proxy_common::reason::{EVENTS_LOST, REWRITES_INSERTED, REWRITES_REMOVED, Reason};
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::settings::{Prefix, Settings};
+use proxy_common::trace::{Event, Trace};
 
 /// Verdicts of the tc programs.
 pub const PASS: i32 = -1;
@@ -302,8 +303,41 @@ impl Programs {
 
     /// How often a reason was counted, over all CPUs.
     pub fn count(&self, reason: Reason) -> u64 {
+        self.count_slot(reason as u32)
+    }
+
+    /// Events that found no room, over all CPUs.
+    pub fn events_lost(&self) -> u64 {
+        self.count_slot(EVENTS_LOST)
+    }
+
+    /// Entries that the programs have put into a family's rewrite table and removed from it, over all CPUs.
+    pub fn rewrite_counts<A: Address>(&self) -> (u64, u64) {
+        let of = |slots| self.count_slot(names::of_family::<A, _>(slots));
+        (of(REWRITES_INSERTED), of(REWRITES_REMOVED))
+    }
+
+    /// Asks the programs for events.
+    pub fn ask(&mut self, question: Trace) {
+        let map = self.ebpf.map_mut(names::TRACE).expect("question");
+        let mut array: Array<_, Plain<Trace>> = Array::try_from(map).expect("array");
+        array.set(0, Plain(question), 0).expect("question");
+    }
+
+    /// The events since the last call.
+    pub fn events(&mut self) -> Vec<Event> {
+        let map = self.ebpf.map_mut(names::EVENTS).expect("events");
+        let mut ring = RingBuf::try_from(map).expect("ring buffer");
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            events.push(bytemuck::pod_read_unaligned(&item[..size_of::<Event>()]));
+        }
+        events
+    }
+
+    fn count_slot(&self, slot: u32) -> u64 {
         let map: PerCpuArray<_, u64> =
             PerCpuArray::try_from(self.ebpf.map(names::REASONS).expect("reasons")).expect("per-CPU array");
-        map.get(&(reason as u32), 0).expect("reason").iter().sum()
+        map.get(&slot, 0).expect("slot").iter().sum()
     }
 }

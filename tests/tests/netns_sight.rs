@@ -1,11 +1,17 @@
 //! What a person sees of the traffic: the metrics per service port and `proxy-agent top`, after traffic that is known.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
+
+use aya::maps::{HashMap, Map, MapData};
+use proxy_common::addr::{Addr4, Addr6, Address};
+use proxy_common::names;
+use proxy_common::rewrite::{Rewrite, RewriteKey};
 
 use proxy_tests::echo::REQUESTS;
 use proxy_tests::manifests::{self, port};
+use proxy_tests::programs::Plain;
 use proxy_tests::topology::{CLUSTER_CIDR, Shape};
 use proxy_tests::world::{Setup, World, vips};
 use proxy_tests::{process, traffic};
@@ -212,4 +218,74 @@ fn top_shows_who_is_busy() {
         "{table}"
     );
     assert!(table.contains(&address.to_string()), "{table}");
+}
+
+/// Entries that are really in the rewrite table.
+fn rewrites<A: Address>(world: &World) -> u64 {
+    let name = names::for_family::<A>(names::REWRITES);
+    let path = world.agents[0]
+        .bpf_dir()
+        .join(format!("v{}/maps/{name}", names::LAYOUT_VERSION));
+    let map = Map::LruHashMap(MapData::from_pin(path).unwrap());
+    let map = HashMap::<_, Plain<RewriteKey<A>>, Plain<Rewrite<A>>>::try_from(map).unwrap();
+    map.keys().map(Result::unwrap).count() as u64
+}
+
+fn own_metric(world: &World, series: &str) -> u64 {
+    let text = world.agents[0].metrics().unwrap();
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(&format!("ebpf_proxy_{series} ")));
+    value.unwrap_or_else(|| panic!("no {series}: {text}")).parse().unwrap()
+}
+
+/// What a table that is too small forgets is counted: exactly, as soon as the table is quiet.
+#[test]
+fn evicted_entries_are_counted() {
+    let world = world(&["--rewrites-capacity", "1024"]);
+    world.publish(&["pod1-2"]).unwrap();
+    fills::<Addr4>(&world, "IPv4", vips()[0]);
+    fills::<Addr6>(&world, "IPv6", vips()[1]);
+}
+
+fn fills<A: Address>(world: &World, family: &str, vip: SocketAddr) {
+    const FLOWS: u16 = 2_000;
+    let inserted = || {
+        own_metric(
+            world,
+            &format!("rewrite_entries_inserted_total{{ip_family=\"{family}\"}}"),
+        )
+    };
+    let evicted = || {
+        own_metric(
+            world,
+            &format!("rewrite_entries_evicted_total{{ip_family=\"{family}\"}}"),
+        )
+    };
+    let removed = |by| {
+        own_metric(
+            world,
+            &format!("rewrite_entries_removed_total{{ip_family=\"{family}\",by=\"{by}\"}}"),
+        )
+    };
+    let (present, before) = (rewrites::<A>(world), inserted());
+    assert_eq!(evicted(), 0);
+    let (by_program, by_agent) = (removed("program"), removed("agent"));
+    world.topology.pod(0, 0).run(|| {
+        let any: IpAddr = if A::FAMILY == 4 {
+            [0; 4].into()
+        } else {
+            [0u16; 8].into()
+        };
+        for port in 20_000..20_000 + FLOWS {
+            UdpSocket::bind((any, port)).unwrap().send_to(b"one", vip).unwrap();
+        }
+    });
+    // The entries of a flow's two directions; others in passing.
+    let new = inserted() - before;
+    assert!(new >= 2 * u64::from(FLOWS), "{new}");
+    let gone = present + new - rewrites::<A>(world) - (removed("program") - by_program) - (removed("agent") - by_agent);
+    assert!(gone >= new - 1_024, "{gone} of {new}");
+    let counted = process::wait_until(Duration::from_secs(60), || (evicted() >= gone).then(&evicted));
+    assert_eq!(counted, Some(gone), "{family}: {} now", evicted());
 }

@@ -43,6 +43,8 @@ mod sctp;
 mod services;
 #[path = "packet/strays.rs"]
 mod strays;
+#[path = "packet/trace.rs"]
+mod trace;
 #[path = "packet/unusual.rs"]
 mod unusual;
 #[path = "packet/verifier.rs"]

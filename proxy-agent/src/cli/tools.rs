@@ -1,10 +1,11 @@
-//! The operator's tools as they are typed: explain, verify, doctor, completion, man. Each gives a text and an exit code.
+//! The operator's tools as they are typed: explain, verify, doctor, trace, completion, man. Each gives a text and an exit code.
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{CommandFactory, Subcommand};
 
+use super::trace::TraceArgs;
 use super::{Cli, OutputArg, RunArgs, View};
 use crate::config::RunConfig;
 use crate::doctor::{self, Status};
@@ -61,6 +62,14 @@ pub(super) enum Tool {
         #[arg(short, long, value_enum, default_value = "table")]
         output: OutputArg,
     },
+    /// Show what happens to new connections on this node, while it happens: opened, translated at the socket, refused, dropped.
+    ///
+    /// Until interrupted; one at a time. Packets of established connections are never shown, and pay nothing. At the end it says how
+    /// many events were lost because they came too fast.
+    #[command(
+        after_help = "Examples:\n  proxy-agent trace --service default/web\n  proxy-agent trace --event refused,dropped --for 30s -o json"
+    )]
+    Trace(Box<TraceArgs>),
     /// Print what a shell needs to complete this command.
     #[command(after_help = "Example:\n  proxy-agent completion bash > /etc/bash_completion.d/proxy-agent")]
     Completion {
@@ -107,6 +116,7 @@ impl Tool {
                 let text = inspect::checks(&found, output.into())?;
                 return Ok((text, ExitCode::from(u8::from(fails))));
             }
+            Self::Trace(args) => return Ok((String::new(), args.execute()?)),
             Self::Completion { shell } => completion(shell)?,
             Self::Man => manual()?,
         };

@@ -12,6 +12,7 @@ use proxy_common::rewrite::{KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, S
 
 use super::error::TableError;
 use super::flows;
+use super::ledger::Ledger;
 use super::options::Timeouts;
 use super::sys::Cursor;
 use super::tables::{FamilyTables, RewriteEntry};
@@ -46,6 +47,7 @@ struct Limits {
 pub(super) struct Collector {
     limits: Limits,
     rewrites: Walk,
+    ledger: Ledger,
     affinity: Walk,
     /// When both walks ended; none while one is under way.
     rests_since: Option<Instant>,
@@ -87,6 +89,7 @@ impl Collector {
         Self {
             limits: Limits::from(timeouts),
             rewrites: Walk::default(),
+            ledger: Ledger::default(),
             affinity: Walk::default(),
             rests_since: None,
         }
@@ -106,12 +109,18 @@ impl Collector {
         let mut removed = 0;
         while started.elapsed() < BUDGET {
             if !self.rewrites.has_ended {
+                if self.ledger.is_idle() {
+                    self.ledger.begin(tables.rewrite_counts()?);
+                }
                 let mut entries = Vec::new();
                 let at_end = tables.scan_rewrites(&mut self.rewrites.cursor, &mut entries)?;
                 for entry in &entries {
                     removed += collect(tables, entry, now, &self.limits)?;
                 }
                 self.rewrites.saw(entries.len(), at_end);
+                if at_end {
+                    self.ledger.end(tables.rewrite_counts()?, self.rewrites.counted);
+                }
                 continue;
             }
             let mut keys = Vec::new();
@@ -131,7 +140,12 @@ impl Collector {
         self.rewrites.counted
     }
 
-    /// The same for session affinity records.
+    /// Entries that the kernel has evicted from it since the first walk, at least.
+    pub(super) fn evicted(&self) -> u64 {
+        self.ledger.evicted()
+    }
+
+    /// Session affinity records when they were last walked through.
     pub(super) fn affinity_records(&self) -> u64 {
         self.affinity.counted
     }

@@ -75,7 +75,14 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
     ]
     .into_iter()
     .flatten()
-    .chain([names::LINKS, names::SERVICES, names::REASONS, names::COUNTERS])
+    .chain([
+        names::LINKS,
+        names::SERVICES,
+        names::REASONS,
+        names::COUNTERS,
+        names::TRACE,
+        names::EVENTS,
+    ])
 }
 
 /// Loaded programs by name.

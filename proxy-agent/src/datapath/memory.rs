@@ -18,6 +18,7 @@ use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
 use super::error::TableError;
+use super::ledger::RewriteCounts;
 use super::sync::name_of;
 use super::sys::Cursor;
 use super::tables::{FamilyTables, HasFamily, RewriteEntry, Tables};
@@ -56,6 +57,7 @@ pub(super) struct MemoryFamily<A> {
     pub(super) frontends: BTreeMap<FrontendKey<A>, Frontend>,
     pub(super) backends: Vec<Backend<A>>,
     pub(super) rewrites: BTreeMap<RewriteKey<A>, Rewrite<A>>,
+    pub(super) counts: RewriteCounts,
     pub(super) source_ranges: BTreeSet<(u32, A, u32)>,
     pub(super) affinity: BTreeSet<AffinityKey<A>>,
     pub(super) node_addrs: BTreeMap<A, NodeAddr>,
@@ -70,6 +72,7 @@ impl<A: Address> MemoryFamily<A> {
             frontends: BTreeMap::new(),
             backends: vec![bytemuck::Zeroable::zeroed(); slots],
             rewrites: BTreeMap::new(),
+            counts: RewriteCounts::default(),
             source_ranges: BTreeSet::new(),
             affinity: BTreeSet::new(),
             node_addrs: BTreeMap::new(),
@@ -240,7 +243,14 @@ where
     }
 
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
-        Ok(self.family_mut().rewrites.remove(key).is_some())
+        let family = self.family_mut();
+        let is_removed = family.rewrites.remove(key).is_some();
+        family.counts.removed_by_agent += u64::from(is_removed);
+        Ok(is_removed)
+    }
+
+    fn rewrite_counts(&self) -> Result<RewriteCounts, TableError> {
+        Ok(self.family().counts)
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {

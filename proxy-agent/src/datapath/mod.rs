@@ -13,10 +13,12 @@ pub(crate) mod constants;
 pub(crate) mod counters;
 pub(crate) mod doubts;
 mod error;
+pub(crate) mod events;
 mod flows;
 mod gc;
 #[cfg(test)]
 mod kernel_tests;
+mod ledger;
 mod links;
 mod loader;
 #[cfg(test)]
@@ -38,7 +40,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use proxy_common::addr::{Addr4, Addr6};
+use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::clock;
 use proxy_common::counters::Counters;
 use proxy_common::reason::Reason;
@@ -50,15 +52,14 @@ use self::links::Links;
 use self::loader::Loaded;
 use self::settings::NodeSettings;
 use self::sync::{GRACE, Sync};
-use self::tables::BpfTables;
-#[cfg(test)]
-use self::tables::FamilyTables;
+use self::tables::{BpfTables, FamilyTables};
 use crate::netlink::Network;
 use crate::plan::{ServicePortName, ServicePortPlan};
 
 pub use cleanup::{CleanupReport, cleanup};
 pub use error::DatapathError;
 pub(crate) use error::TableError;
+pub use ledger::RewriteCounts;
 pub(crate) use loader::Pins;
 pub use node_port_addresses::NodePortAddresses;
 pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts};
@@ -129,6 +130,8 @@ pub struct Stats {
     pub attach_mode: &'static str,
     /// Idle entries removed from the rewrite tables so far.
     pub entries_collected: u64,
+    /// What came into the rewrite tables and went, IPv4 and IPv6, and how much of it was evicted at least.
+    pub rewrites: [(RewriteCounts, u64); 2],
     /// UDP flows that lost their backend so far (S141).
     pub flows_removed: u64,
     /// Connections written into the rewrite tables so far, two entries each, or four.
@@ -398,6 +401,10 @@ impl Datapath {
             programs_on_cgroup: self.sockets.as_ref().map_or(0, Sockets::len),
             attach_mode: self.links.mode(),
             entries_collected: self.collected,
+            rewrites: [
+                self.rewrites::<Addr4>(&self.collectors[0]),
+                self.rewrites::<Addr6>(&self.collectors[1]),
+            ],
             flows_removed: self.moved,
             connections_opened,
             services,
@@ -437,6 +444,17 @@ impl Datapath {
             .collect();
         services.sort_by(|a, b| a.name.cmp(&b.name));
         (total, services)
+    }
+
+    fn rewrites<A: Address>(&self, collector: &Collector) -> (RewriteCounts, u64)
+    where
+        BpfTables: FamilyTables<A>,
+    {
+        let counts = FamilyTables::<A>::rewrite_counts(&self.tables).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no numbers of the rewrite table");
+            RewriteCounts::default()
+        });
+        (counts, collector.evicted())
     }
 
     fn reasons(&self) -> Vec<(&'static str, u64)> {

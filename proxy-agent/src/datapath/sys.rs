@@ -524,8 +524,17 @@ pub(crate) fn synchronize() {
 
 /// Nanoseconds of the clock that the programs write into `last_seen`.
 pub(crate) fn coarse_clock() -> u64 {
+    clock(libc::CLOCK_MONOTONIC_COARSE)
+}
+
+/// Nanoseconds of the clock that events have their time from.
+pub(crate) fn monotonic_clock() -> u64 {
+    clock(libc::CLOCK_MONOTONIC)
+}
+
+fn clock(id: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `now` lives through the call; this clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    // SAFETY: `now` lives through the call; callers name clocks that always exist.
+    unsafe { libc::clock_gettime(id, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

@@ -14,6 +14,7 @@ use proxy_common::backend::Backend;
 use proxy_common::frontend::{Frontend, FrontendKey};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
+use proxy_common::reason::{REWRITES_INSERTED, REWRITES_REMOVED};
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::service::ServiceInfo;
 use proxy_common::settings::Settings;
@@ -21,6 +22,7 @@ use proxy_common::source_range::SourceRangeKey;
 
 use super::counters::CounterTable;
 use super::error::TableError;
+use super::ledger::RewriteCounts;
 use super::sys::{self, Cursor, MappedArray};
 
 /// Entries read with one system call.
@@ -46,6 +48,8 @@ pub(crate) trait FamilyTables<A: Address> {
     fn rewrite(&self, key: &RewriteKey<A>) -> Result<Option<Rewrite<A>>, TableError>;
     /// Removes an entry of the rewrite table; false if it was gone.
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError>;
+    /// What came into the rewrite table and was removed.
+    fn rewrite_counts(&self) -> Result<RewriteCounts, TableError>;
     /// Every source range.
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError>;
     /// Writes a source range.
@@ -192,6 +196,8 @@ pub(crate) struct BpfFamily<A> {
     pub(crate) frontends: Hash<FrontendKey<A>, Frontend>,
     pub(crate) backends: MappedArray<Backend<A>>,
     pub(crate) rewrites: Hash<RewriteKey<A>, Rewrite<A>>,
+    /// Entries removed from it.
+    rewrites_removed: u64,
     pub(crate) node_addrs: Hash<A, NodeAddr>,
     pub(crate) source_ranges: Hash<SourceRangeKey<A>, u32>,
     pub(crate) affinity: Hash<AffinityKey<A>, Affinity<A>>,
@@ -209,6 +215,7 @@ impl<A: Address> BpfFamily<A> {
             frontends: Hash::open(dir, names::for_family::<A>(names::FRONTENDS), super::FRONTENDS_SETTING)?,
             backends,
             rewrites: Hash::open(dir, names::for_family::<A>(names::REWRITES), super::REWRITES_SETTING)?,
+            rewrites_removed: 0,
             node_addrs: Hash::open(dir, names::for_family::<A>(names::NODE_ADDRS), "fewer local addresses")?,
             source_ranges: Hash::open(
                 dir,
@@ -333,7 +340,29 @@ where
     }
 
     fn remove_rewrite(&mut self, key: &RewriteKey<A>) -> Result<bool, TableError> {
-        self.family_mut().rewrites.remove(key)
+        let family = self.family_mut();
+        let is_removed = family.rewrites.remove(key)?;
+        family.rewrites_removed += u64::from(is_removed);
+        Ok(is_removed)
+    }
+
+    fn rewrite_counts(&self) -> Result<RewriteCounts, TableError> {
+        let of_programs = |slots: [u32; 2]| {
+            let cpus = aya::util::nr_cpus().map_err(|(file, error)| io::Error::other(format!("{file}: {error}")));
+            cpus.and_then(|cpus| {
+                sys::lookup_many::<u64>(self.reasons.fd().as_fd(), &names::of_family::<A, _>(slots), cpus)
+            })
+            .map(|counts| counts.iter().sum())
+            .map_err(|source| TableError::Call {
+                map: names::REASONS,
+                source,
+            })
+        };
+        Ok(RewriteCounts {
+            inserted: of_programs(REWRITES_INSERTED)?,
+            removed_by_programs: of_programs(REWRITES_REMOVED)?,
+            removed_by_agent: self.family().rewrites_removed,
+        })
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {

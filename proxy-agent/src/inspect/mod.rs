@@ -8,12 +8,14 @@ mod output;
 mod planned;
 mod rows;
 mod top;
+pub mod trace;
 
 use std::path::{Path, PathBuf};
 
 use proxy_common::addr::Protocol;
 use serde::Serialize;
 
+use crate::datapath::events::EventsError;
 use crate::datapath::{self, Difference, TableError};
 use crate::doctor::Check;
 
@@ -65,6 +67,9 @@ pub enum InspectError {
     /// The node has many addresses, and it counts which.
     #[error("the Service has source ranges, so it counts which address the node has: give SRC as one of its addresses")]
     WhichAddress,
+    /// Nothing can be traced.
+    #[error(transparent)]
+    Events(#[from] EventsError),
     /// The output could not be written.
     #[error("the output could not be formatted")]
     Format(#[from] serde_json::Error),

@@ -14,6 +14,7 @@ use proxy_common::settings::Settings;
 use proxy_common::source_range::SourceRangeKey;
 
 use super::super::error::TableError;
+use super::super::ledger::RewriteCounts;
 use super::super::sys::Cursor;
 use super::super::tables::{BpfTables, FamilyTables, HasFamily, RewriteEntry, Tables};
 
@@ -138,6 +139,10 @@ where
 
     fn remove_rewrite(&mut self, _: &RewriteKey<A>) -> Result<bool, TableError> {
         Ok(false)
+    }
+
+    fn rewrite_counts(&self) -> Result<RewriteCounts, TableError> {
+        Ok(RewriteCounts::default())
     }
 
     fn source_ranges(&self) -> Result<Vec<SourceRangeKey<A>>, TableError> {
