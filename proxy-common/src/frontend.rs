@@ -82,9 +82,13 @@ pub enum Origin {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Pod, Zeroable)]
 pub struct Frontend {
     /// Service id: key of `SERVICES`, never 0 for a real service.
+    #[cfg(not(feature = "next-layout"))]
     pub service: u32,
     /// `FRONTEND_*` bits.
     pub flags: u32,
+    /// Its place in the layout of the feature: the size stays, the meaning does not.
+    #[cfg(feature = "next-layout")]
+    pub service: u32,
     /// The cluster set (S52).
     pub cluster: Range,
     /// The local set (S53).

@@ -2,7 +2,7 @@
 //! the agent opens them with these; at most 15 characters, the kernel cuts the rest.
 
 /// Bumped whenever a key or value layout changes; the last part of the pin directory's path (`<bpf-dir>/v<LAYOUT_VERSION>`).
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = if cfg!(feature = "next-layout") { 2 } else { 1 };
 
 /// Frontends per family: 10,000 services with a few ports and addresses each.
 pub const FRONTENDS_CAPACITY: usize = 65_536;
@@ -65,6 +65,8 @@ pub const EVENTS: &str = "EVENTS";
 pub fn of_family<A: crate::addr::Address, T: Copy>([v4, v6]: [T; 2]) -> T {
     if A::FAMILY == 4 { v4 } else { v6 }
 }
+/// Pinned beside the others, for the agent alone: what their keys and values consist of. See `docs/architecture.md`, "Upgrades".
+pub const LAYOUTS: &str = "LAYOUTS";
 
 /// Name of one of the family pairs above for a family.
 pub const fn for_family<A: crate::addr::Address>(pair: [&'static str; 2]) -> &'static str {

@@ -88,6 +88,9 @@ pub struct Rewrite<A> {
     pub ifindex: u32,
     /// [`crate::clock`] tick of the last packet, updated at most once per tick.
     pub last_seen: u32,
+    /// Nothing; see the feature.
+    #[cfg(feature = "next-layout")]
+    pub next: u32,
     /// `STATE_*` bits of this direction.
     pub state: u32,
     /// `KIND_*`.
@@ -98,7 +101,10 @@ pub struct Rewrite<A> {
     pub pad: [u8; 2],
 }
 
+#[cfg(not(feature = "next-layout"))]
 crate::pod_for_both_families!(Rewrite, v4: 36, v6: 60);
+#[cfg(feature = "next-layout")]
+crate::pod_for_both_families!(Rewrite, v4: 40, v6: 64);
 
 /// The part of an entry that is not a tuple; see the fields of [`Rewrite`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -174,6 +180,8 @@ impl<A: Address> RewriteKey<A> {
             service: meta.service,
             ifindex: meta.ifindex,
             last_seen: meta.last_seen,
+            #[cfg(feature = "next-layout")]
+            next: 0,
             state: 0,
             kind: meta.kind,
             flags: meta.flags,

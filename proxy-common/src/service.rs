@@ -4,7 +4,7 @@
 use bytemuck::{Pod, Zeroable};
 
 /// Bytes kept of each name. DNS labels (RFC 1123) have at most 63, so nothing is cut.
-pub const NAME_LEN: usize = 64;
+pub const NAME_LEN: usize = if cfg!(feature = "next-layout") { 96 } else { 64 };
 
 /// A service port: namespace, name, port name and protocol. Names are UTF-8, padded with zeros.
 #[repr(C)]
@@ -22,7 +22,7 @@ pub struct ServiceInfo {
     pub pad: [u8; 3],
 }
 
-const _: () = assert!(size_of::<ServiceInfo>() == 196);
+const _: () = assert!(size_of::<ServiceInfo>() == 3 * NAME_LEN + 4);
 
 /// `name` padded with zeros, or `None` if it is longer than a name may be.
 pub fn encode_name(name: &str) -> Option<[u8; NAME_LEN]> {

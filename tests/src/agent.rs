@@ -47,6 +47,8 @@ pub struct Agent {
     child: Option<Child>,
     keep: bool,
     confinement: Option<Confinement>,
+    /// Another program than [`binary`].
+    binary: Option<PathBuf>,
 }
 
 /// The agent's binary: `PROXY_AGENT_BIN`, or the one built beside the running test.
@@ -63,6 +65,14 @@ pub fn binary() -> Result<PathBuf> {
             test.display()
         )
     })
+}
+
+/// An agent whose maps have another layout: `PROXY_AGENT_NEXT_BIN`, built with the feature `next-layout`.
+pub fn next_binary() -> Result<PathBuf> {
+    let path = std::env::var_os("PROXY_AGENT_NEXT_BIN");
+    path.map(PathBuf::from).context(
+        "PROXY_AGENT_NEXT_BIN is not set: it names an agent built with the feature next-layout; use `cargo xtask test`",
+    )
 }
 
 impl Agent {
@@ -87,6 +97,7 @@ impl Agent {
             child: None,
             keep: false,
             confinement: None,
+            binary: None,
         };
         let bpf = agent.bpf_dir();
         fs::create_dir(&bpf)?;
@@ -114,6 +125,15 @@ impl Agent {
     pub fn set_options(&mut self, options: &[&str]) {
         self.args.truncate(self.own_args);
         self.args.extend(options.iter().map(|o| (*o).to_owned()));
+    }
+
+    /// Makes it another program, from the next [`Agent::launch`] or [`Agent::command`] on; `None` is the usual one.
+    pub fn set_binary(&mut self, binary: Option<PathBuf>) {
+        self.binary = binary;
+    }
+
+    fn binary(&self) -> Result<PathBuf> {
+        self.binary.clone().map_or_else(binary, Ok)
     }
 
     /// Gives the agent no more than these capabilities, on a root file system and with a cgroup that it cannot write; from the next
@@ -152,7 +172,7 @@ impl Agent {
             bail!("the agent of {} runs already", self.node);
         }
         let log = File::options().create(true).append(true).open(self.log_path())?;
-        let mut command = self.netns.command(binary()?);
+        let mut command = self.netns.command(self.binary()?);
         command
             .args(&self.args)
             .stdin(Stdio::null())
@@ -250,7 +270,7 @@ impl Agent {
 
     /// Runs another command of the binary on this node: `service list`, `cleanup`, …; `--bpf-dir` is added.
     pub fn command(&self, args: &[&str]) -> Result<String> {
-        let mut command: Command = self.netns.command(binary()?);
+        let mut command: Command = self.netns.command(self.binary()?);
         if let Some(confinement) = &self.confinement {
             confinement.apply(&mut command)?;
         }
@@ -259,7 +279,7 @@ impl Agent {
 
     /// Runs a tool of the binary on this node, whatever its exit code; nothing is added to the arguments.
     pub fn tool(&self, args: &[&str]) -> Result<Output> {
-        let mut command: Command = self.netns.command(binary()?);
+        let mut command: Command = self.netns.command(self.binary()?);
         command.args(args).stdin(Stdio::null());
         command.output().context("starting proxy-agent")
     }

@@ -44,8 +44,15 @@ pub(crate) fn object() -> Result<PathBuf> {
     Ok(shell::cache()?.join("ebpf/proxy-ebpf"))
 }
 
+/// What tests upgrade to: the feature that gives the maps another layout.
+const NEXT: &str = "next-layout";
+
 /// Compiles the programs. The object is only touched when it changes, so that the agent is not rebuilt for nothing.
 pub(crate) fn ebpf() -> Result<PathBuf> {
+    ebpf_with(None, object()?)
+}
+
+fn ebpf_with(feature: Option<&str>, object: PathBuf) -> Result<PathBuf> {
     let toolchain = setup::toolchain()?;
     step(&format!(
         "building the eBPF programs with {} ({})",
@@ -66,6 +73,7 @@ pub(crate) fn ebpf() -> Result<PathBuf> {
                 "ebpf",
             ])
             .args(["--target", TARGET, "-Z", "build-std=core"])
+            .args(feature.iter().flat_map(|feature| ["--features", feature]))
             .env("CARGO_TARGET_DIR", &target_dir)
             .env("RUSTC", &toolchain.rustc)
             // The target is tier 3, and aya-ebpf uses unstable features: both need what only nightly allows otherwise.
@@ -76,7 +84,6 @@ pub(crate) fn ebpf() -> Result<PathBuf> {
             .env_remove("RUSTUP_TOOLCHAIN"),
     )?;
     let built = target_dir.join(TARGET).join("ebpf/proxy-ebpf");
-    let object = object()?;
     let fresh = std::fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
     if std::fs::read(&object).ok().as_ref() != Some(&fresh) {
         std::fs::create_dir_all(object.parent().context("object path")?)?;
@@ -99,4 +106,30 @@ pub(crate) fn agent(release: bool) -> Result<PathBuf> {
     Ok(target_dir()?
         .join(if release { "release" } else { "debug" })
         .join("proxy-agent"))
+}
+
+/// Compiles an agent whose maps have another layout, for the tests of upgrades. To be called before [`agent`]: cargo puts both in the
+/// same place. All they depend on is shared.
+pub(crate) fn next_agent() -> Result<PathBuf> {
+    let object = ebpf_with(Some(NEXT), shell::cache()?.join("ebpf/proxy-ebpf-next"))?;
+    step("building an agent with another layout of maps");
+    shell::run(
+        cargo()?
+            .args([
+                "build",
+                "--quiet",
+                "--locked",
+                "--package",
+                "proxy-agent",
+                "--features",
+                NEXT,
+            ])
+            .env("EBPF_PROXY_OBJECT", object),
+    )?;
+    let [built, kept] =
+        ["proxy-agent", "proxy-agent-next"].map(|name| target_dir().map(|dir| dir.join("debug").join(name)));
+    let (built, kept) = (built?, kept?);
+    // Copied, not linked: cargo writes into the file that it has put there.
+    std::fs::copy(&built, &kept).with_context(|| format!("cannot copy {}", built.display()))?;
+    Ok(kept)
 }

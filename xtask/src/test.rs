@@ -17,6 +17,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::for_tests()?;
+    let next_agent = build::next_agent()?;
     let agent = build::agent(false)?;
     let image = image::for_tests()?;
     if !args.no_lint {
@@ -34,6 +35,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "--no-fail-fast",
     ]);
     command.env("PROXY_AGENT_BIN", agent).env("PROXY_AGENT_IMAGE", image);
+    command.env("PROXY_AGENT_NEXT_BIN", next_agent);
     command.arg("--").args(args.filter.as_deref());
     shell::run(&mut command)
 }

@@ -5,12 +5,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use proxy_common::names::LAYOUT_VERSION;
-
 use super::classic::Classic;
 use super::error::DatapathError;
 use super::links::remove_pin;
-use super::loader::{self, Pins};
+use super::loader;
+use super::upgrade::{children, remove_dir, versions};
 
 /// What was removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -32,19 +31,9 @@ pub fn cleanup(bpf_dir: &Path) -> Result<CleanupReport, DatapathError> {
         None
     };
     report.filters = remove_filters().map_err(DatapathError::call("removing filters", "the interfaces"))?;
-    // Earlier layout versions are ours as well.
-    for version in children(bpf_dir)? {
-        let name = version.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let number = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
-        if !number.is_some_and(|number| (1..=LAYOUT_VERSION).contains(&number)) {
-            continue;
-        }
-        let pins = Pins {
-            base: bpf_dir.to_owned(),
-            maps: version.join("maps"),
-            links: version.join("links"),
-            root: version,
-        };
+    // Other layout versions are ours as well, earlier ones and later ones: they differ in what maps hold, not in where they are.
+    for version in versions(bpf_dir)? {
+        let pins = version.pins;
         for pin in children(&pins.links)? {
             remove_pin(&pin).map_err(DatapathError::call("removing the pinned link", pin.display()))?;
             report.links += 1;
@@ -81,7 +70,7 @@ fn remove_filters() -> io::Result<usize> {
 }
 
 /// Indices of this network namespace's interfaces.
-fn interfaces() -> io::Result<Vec<u32>> {
+pub(super) fn interfaces() -> io::Result<Vec<u32>> {
     // SAFETY: the list is freed below, and read only in between; an entry with index 0 ends it.
     unsafe {
         let list = libc::if_nameindex();
@@ -96,23 +85,6 @@ fn interfaces() -> io::Result<Vec<u32>> {
         }
         libc::if_freenameindex(list);
         Ok(indices)
-    }
-}
-
-fn children(dir: &Path) -> Result<Vec<std::path::PathBuf>, DatapathError> {
-    match fs::read_dir(dir) {
-        Ok(entries) => Ok(entries.filter_map(Result::ok).map(|entry| entry.path()).collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(DatapathError::call("listing", dir.display())(error)),
-    }
-}
-
-fn remove_dir(dir: &Path) -> Result<(), DatapathError> {
-    match fs::remove_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(DatapathError::call("removing the directory", dir.display())(error))
-        }
-        _ => Ok(()),
     }
 }
 

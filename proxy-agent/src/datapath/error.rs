@@ -30,6 +30,27 @@ pub enum DatapathError {
         /// The shape this agent works with.
         wanted: String,
     },
+    /// A map of another version cannot become one of this version.
+    #[error(
+        "the pinned map {} cannot be taken over: its field {field} {what} in this version; go on with the version that made it, or remove \
+         it with `proxy-agent cleanup`, which ends established connections",
+        path.display()
+    )]
+    Layout {
+        /// Where it is pinned.
+        path: PathBuf,
+        /// The field, by its path.
+        field: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The maps of another version do not say what they consist of.
+    #[error(
+        "the maps in {} cannot be taken over: they do not say what they consist of (LAYOUTS is missing); start the version that made them \
+         once more, or remove them with `proxy-agent cleanup`, which ends established connections",
+        .0.display()
+    )]
+    Undescribed(PathBuf),
     /// The object could not be loaded.
     #[error("the eBPF object could not be loaded")]
     Load(#[from] Box<aya::EbpfError>),

@@ -17,7 +17,7 @@ use crate::netlink::{LinkAddress, LinkInfo};
 use crate::plan::{Endpoints, FamilyPlan, FrontendPlan};
 
 /// Runs a test in a thread with a network namespace of its own, which goes away with the thread.
-fn in_namespace(test: impl FnOnce(&Bed) + Send + 'static) {
+pub(super) fn in_namespace(test: impl FnOnce(&Bed) + Send + 'static) {
     let thread = std::thread::spawn(|| {
         // SAFETY: no pointers; only this thread is affected.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -37,7 +37,7 @@ fn ip(arguments: &str) -> String {
     run("ip", arguments)
 }
 
-fn run(program: &str, arguments: &str) -> String {
+pub(super) fn run(program: &str, arguments: &str) -> String {
     let output = Command::new(program).args(arguments.split(' ')).output().unwrap();
     assert!(
         output.status.success(),
@@ -47,8 +47,8 @@ fn run(program: &str, arguments: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-struct Bed {
-    bpf_dir: PathBuf,
+pub(super) struct Bed {
+    pub(super) bpf_dir: PathBuf,
     cgroup: PathBuf,
 }
 
@@ -65,7 +65,7 @@ impl Bed {
         }
     }
 
-    fn options(&self, attach: AttachMode) -> Options {
+    pub(super) fn options(&self, attach: AttachMode) -> Options {
         Options {
             bpf_dir: self.bpf_dir.clone(),
             cgroup: Some(self.cgroup.clone()),
@@ -110,14 +110,14 @@ impl Drop for Bed {
     }
 }
 
-fn index(name: &str) -> u32 {
+pub(super) fn index(name: &str) -> u32 {
     // The thread's own namespace; `/sys` would show the one it was mounted in.
     let text = ip(&format!("-o link show {name}"));
     text.split(':').next().unwrap().parse().unwrap()
 }
 
 /// The namespace's interfaces as netlink would report them.
-fn network() -> Network {
+pub(super) fn network() -> Network {
     let link = |name: &str, addresses: &[&str]| LinkInfo {
         name: name.to_owned(),
         has_ethernet: name != "lo",
@@ -142,7 +142,7 @@ fn network() -> Network {
     network
 }
 
-fn service() -> (ServicePortName, ServicePortPlan) {
+pub(super) fn service() -> (ServicePortName, ServicePortPlan) {
     let backend = |last| Backend {
         addr: Addr4([10, 0, 0, last]),
         port: Port::new(53),
@@ -173,7 +173,7 @@ fn service() -> (ServicePortName, ServicePortPlan) {
     (name, plan)
 }
 
-fn assert_ok(report: &SyncReport) {
+pub(super) fn assert_ok(report: &SyncReport) {
     assert_eq!(report.failed, []);
 }
 

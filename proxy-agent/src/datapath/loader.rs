@@ -1,7 +1,7 @@
 //! From the embedded object to verified programs and pinned maps. Called once by `Datapath::open`, before anything is attached.
 //!
-//! What must stay true: programs are loaded and verified before any link is touched; a pinned map is reused only if its shape is
-//! the one the programs were built for; one agent per pin directory.
+//! What must stay true: programs are loaded and verified before any link is touched; a pinned map is reused only if its layout is
+//! the one the programs were built for (`upgrade`); one agent per pin directory.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -11,7 +11,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::maps::MapInfo;
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
@@ -24,6 +23,8 @@ use tokio::io::unix::AsyncFd;
 use super::error::DatapathError;
 use super::options::{BpfLogLevel, Options, SocketLb};
 use super::sync::SyncReport;
+use super::sys::raw::RawMap;
+use super::upgrade::{self, Former, Layouts};
 use super::{probe, sys};
 
 /// The programs, compiled by `cargo xtask build-ebpf`; empty in a development build without them.
@@ -35,7 +36,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Where things are pinned.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Pins {
     /// `<bpf-dir>`.
     pub(crate) base: PathBuf,
@@ -49,7 +50,11 @@ pub(crate) struct Pins {
 
 impl Pins {
     pub(crate) fn new(bpf_dir: &Path) -> Self {
-        let root = bpf_dir.join(format!("v{}", names::LAYOUT_VERSION));
+        Self::at(bpf_dir, bpf_dir.join(format!("v{}", names::LAYOUT_VERSION)))
+    }
+
+    /// Those in the directory of some version.
+    pub(crate) fn at(bpf_dir: &Path, root: PathBuf) -> Self {
         Self {
             base: bpf_dir.to_owned(),
             maps: root.join("maps"),
@@ -108,12 +113,27 @@ pub(crate) struct Loaded {
     pub(crate) pins: Pins,
     /// The pinned maps.
     maps: Vec<(PathBuf, OwnedFd)>,
+    /// Maps of another layout that are to be taken over: until then the pins are not where they belong.
+    former: Option<Former>,
     /// Held for its lock: a second agent with the same directory is refused.
     _lock: File,
     _logging: Option<Logging>,
 }
 
 impl Loaded {
+    /// Puts maps and programs in the place of those of another version, and removes what is left of it.
+    pub(crate) fn take_over(&mut self) -> Result<(), DatapathError> {
+        match self.former.take() {
+            Some(former) => former.take_over(&self.programs),
+            None => upgrade::clear_away(&self.pins, &self.programs),
+        }
+    }
+
+    /// Leaves another version where it is.
+    pub(crate) fn abandon(&self) -> Result<(), DatapathError> {
+        self.former.as_ref().map_or(Ok(()), Former::abandon)
+    }
+
     /// Pins the maps again whose pins somebody removed: without, the next agent would begin with empty ones (S164).
     pub(crate) fn repair_pins(&self, report: &mut SyncReport) {
         for (path, map) in self.maps.iter().filter(|(path, _)| !path.exists()) {
@@ -139,11 +159,25 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
     }
     let kernel = probe::requirements(options)?;
     let pins = Pins::new(&options.bpf_dir);
-    for dir in [&pins.maps, &pins.links] {
-        fs::create_dir_all(dir).map_err(DatapathError::call("creating the directory", dir.display()))?;
-    }
+    fs::create_dir_all(&pins.base).map_err(DatapathError::call("creating the directory", pins.base.display()))?;
     let lock = lock(&pins.base)?;
-    let sizes = map_sizes(&pins, options)?;
+    let object = aya_obj::Object::parse(OBJECT).map_err(|error| Box::new(aya::EbpfError::from(error)))?;
+    let layouts = Layouts::of_object(&object)?;
+    let former = upgrade::find(&pins.base, &object, &layouts)?;
+    let place = match &former {
+        Some(former) => {
+            former.begin(&layouts)?;
+            &former.building.pins
+        }
+        None => {
+            for dir in [&pins.maps, &pins.links] {
+                fs::create_dir_all(dir).map_err(DatapathError::call("creating the directory", dir.display()))?;
+            }
+            layouts.write(&pins.maps)?;
+            &pins
+        }
+    };
+    let sizes = map_sizes(place, &object, former.as_ref(), options)?;
     let ports = probe::masquerade_ports();
     let constants = Constants {
         host_netns: sys::netns_cookie()
@@ -166,21 +200,23 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         host_netns = constants.host_netns,
         "constants of the programs"
     );
-    let mut ebpf = load_object(&pins, &sizes, &constants)?;
+    let mut ebpf = load_object(place, &sizes, &constants)?;
     let programs = load_programs(&mut ebpf, options.socket_lb)?;
     let logging = start_logging(&mut ebpf, options.log_level);
     tracing::info!(programs = programs.len(), pins = %pins.root.display(), "programs verified");
     let maps = pinned_maps()
+        .chain([names::LAYOUTS])
         .map(|name| {
-            let path = pins.maps.join(name);
+            let path = place.maps.join(name);
             let map = sys::open_pin(&path).map_err(DatapathError::call("opening the pinned map", path.display()))?;
-            Ok((path, map))
+            Ok((pins.maps.join(name), map))
         })
         .collect::<Result<_, DatapathError>>()?;
     Ok(Loaded {
         programs,
         pins,
         maps,
+        former,
         _lock: lock,
         _logging: logging,
     })
@@ -207,9 +243,13 @@ pub(crate) fn lock(dir: &Path) -> Result<File, DatapathError> {
     }
 }
 
-/// The sizes to load with: those of `capacities`, or those that the pinned maps have already.
-fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>, DatapathError> {
-    let object = aya_obj::Object::parse(OBJECT).map_err(|error| Box::new(aya::EbpfError::from(error)))?;
+/// The sizes to load with: those of `capacities`, or those that the maps have already that are pinned or are to be copied.
+fn map_sizes(
+    pins: &Pins,
+    object: &aya_obj::Object,
+    former: Option<&Former>,
+    options: &Options,
+) -> Result<Vec<(&'static str, u32)>, DatapathError> {
     let capacities = options.capacities;
     let mut sizes: Vec<(&'static str, u32)> = Vec::new();
     for (pair, size) in [
@@ -234,72 +274,41 @@ fn map_sizes(pins: &Pins, options: &Options) -> Result<Vec<(&'static str, u32)>,
             .get(name)
             .ok_or_else(|| DatapathError::Incomplete(format!("map {name}")))?;
         let path = pins.maps.join(name);
-        if !path.exists() {
+        let is_pinned = path.exists();
+        let held = if is_pinned {
+            let info = RawMap::open(&path).map_err(DatapathError::call("opening the pinned map", path.display()))?;
+            Some(info.max_entries())
+        } else {
+            former.and_then(|former| former.capacity(name))
+        };
+        let Some(held) = held else { continue };
+        let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
+        // Whoever did not choose a size goes with the version's, unless the map is there already.
+        if !is_pinned && chosen.is_none() {
             continue;
         }
-        let pinned = MapInfo::from_pin(&path)
-            .map_err(|error| DatapathError::call("opening the pinned map", path.display())(io::Error::other(error)))?;
-        let wanted = Shape {
-            kind: map.map_type(),
-            key: map.key_size(),
-            value: map.value_size(),
-            flags: map.map_flags(),
-        };
-        let found = Shape {
-            kind: pinned.map_type().map_or(u32::MAX, |kind| kind as u32),
-            key: pinned.key_size(),
-            value: pinned.value_size(),
-            flags: pinned.map_flags(),
-        };
-        if found != wanted {
-            return Err(DatapathError::Shape {
-                path,
-                found: found.to_string(),
-                wanted: wanted.to_string(),
-            });
-        }
-        let chosen = sizes.iter_mut().find(|(sized, _)| *sized == name).map(|(_, size)| size);
         let asked = chosen.as_deref().copied().unwrap_or_else(|| map.max_entries());
         // Counters may begin at zero: a map that was made without them, or with less, makes room for a larger one.
-        if name == names::COUNTERS && pinned.max_entries() < asked {
-            fs::remove_file(&path).map_err(DatapathError::call("removing the pinned map", path.display()))?;
+        if name == names::COUNTERS && held < asked {
+            if is_pinned {
+                fs::remove_file(&path).map_err(DatapathError::call("removing the pinned map", path.display()))?;
+            }
             continue;
         }
-        if pinned.max_entries() != asked && name != names::COUNTERS {
+        if held != asked && name != names::COUNTERS {
             tracing::warn!(
                 map = name,
-                kept = pinned.max_entries(),
+                kept = held,
                 asked,
                 "the pinned map keeps its capacity; `proxy-agent cleanup` before a start changes it"
             );
         }
         match chosen {
-            Some(size) => *size = pinned.max_entries(),
-            None => sizes.push((name, pinned.max_entries())),
+            Some(size) => *size = held,
+            None => sizes.push((name, held)),
         }
     }
     Ok(sizes)
-}
-
-/// What two maps must have in common to be used for one another.
-#[derive(PartialEq, Eq)]
-struct Shape {
-    kind: u32,
-    key: u32,
-    value: u32,
-    flags: u32,
-}
-
-impl std::fmt::Display for Shape {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            kind,
-            key,
-            value,
-            flags,
-        } = self;
-        write!(f, "type {kind}, key {key} B, value {value} B, flags {flags:#x}")
-    }
 }
 
 /// The load-time constants; names in `proxy_common::config`.

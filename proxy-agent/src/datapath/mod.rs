@@ -3,7 +3,7 @@
 //!
 //! `loader` turns the embedded object into verified programs and pinned maps, `tables` are those maps, `ranges` and `sync` decide
 //! what is written in which order, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
-//! quiet, `cleanup` removes everything.
+//! quiet, `upgrade` takes over from another version, `cleanup` removes everything.
 
 mod affinity;
 mod cgroup;
@@ -32,6 +32,7 @@ mod settings;
 mod sync;
 pub(crate) mod sys;
 pub(crate) mod tables;
+mod upgrade;
 mod verify;
 
 use std::net::IpAddr;
@@ -161,10 +162,11 @@ pub struct MapStats {
 }
 
 impl Datapath {
-    /// Opens or makes the pinned maps, loads and verifies all programs, attaches the socket programs, reads back what a former
-    /// agent left. Changes nothing that is forwarding.
+    /// Opens or makes the pinned maps, loads and verifies all programs, takes over from another version, attaches the socket programs,
+    /// reads back what a former agent left. What is forwarded stays the same.
     pub fn open(options: Options) -> Result<Self, DatapathError> {
-        let loaded = loader::load(&options)?;
+        let mut loaded = loader::load(&options)?;
+        loaded.take_over()?;
         let table = |error: TableError| {
             DatapathError::call("reading", loaded.pins.maps.display())(std::io::Error::other(error))
         };
@@ -234,7 +236,7 @@ impl Datapath {
 
     /// Opens or makes the pinned maps, loads and verifies all programs, and lets go of them: what [`Self::open`] could fail at.
     pub fn prepare(options: &Options) -> Result<(), DatapathError> {
-        loader::load(options).map(drop)
+        loader::load(options)?.abandon()
     }
 
     /// Applies the plans of changed service ports (`None`: gone). Until [`Self::complete`] has been called once nothing is deleted

@@ -1,12 +1,13 @@
 //! What is pinned in a directory, and whether an agent is using it. Read-only.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use proxy_common::names::LAYOUT_VERSION;
 
 use super::loader::{Pins, pinned_maps};
+use super::upgrade::{State, Version, versions};
 
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -25,20 +26,16 @@ pub(crate) struct Remains {
 pub(crate) fn remains(bpf_dir: &Path) -> Remains {
     let pins = Pins::new(bpf_dir);
     let (found, missing): (Vec<_>, Vec<_>) = pinned_maps().partition(|name| pins.maps.join(name).exists());
-    let own = format!("v{LAYOUT_VERSION}");
-    let is_version = |name: &String| {
-        name.strip_prefix('v')
-            .is_some_and(|number| number.parse::<u32>().is_ok())
-            && *name != own
-    };
-    let entries = fs::read_dir(bpf_dir).into_iter().flatten().flatten();
+    let other = |version: &Version| (version.number, version.state) != (LAYOUT_VERSION, State::Complete);
+    let versions = versions(bpf_dir).unwrap_or_default();
     Remains {
         is_locked: is_locked(bpf_dir),
         maps: found.len(),
         missing,
-        other_versions: entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .filter(is_version)
+        other_versions: versions
+            .iter()
+            .filter(|version| other(version))
+            .map(Version::name)
             .collect(),
     }
 }

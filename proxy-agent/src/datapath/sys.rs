@@ -4,6 +4,8 @@
 //! Called by the rest of `datapath` and by `inspect`. Every function is one system call with checked arguments; errors are the
 //! kernel's, callers add the object.
 
+pub(crate) mod raw;
+
 use std::ffi::{CString, c_long, c_void};
 use std::io;
 use std::marker::PhantomData;

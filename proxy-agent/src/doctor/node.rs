@@ -74,7 +74,11 @@ fn pins(remains: &Remains, bpf_dir: &Path) -> Check {
             "maps of other versions are pinned in {dir}: {}",
             remains.other_versions.join(", ")
         );
-        return Check::warn(check, found, "proxy-agent cleanup, once no such agent is to run again");
+        return Check::warn(
+            check,
+            found,
+            "start the agent, which takes them over, or remove them with proxy-agent cleanup",
+        );
     }
     match (remains.is_locked, remains.maps, remains.missing.as_slice()) {
         (true, ..) => Check::ok(check, format!("an agent is running with {dir}")),

@@ -48,18 +48,15 @@ fn sum(metrics: &str, name: &str, labels: &[String]) -> Result<u64> {
         .collect();
     ensure!(!series.is_empty(), "the agent has no {name} with {labels:?}");
     let values = series.into_iter().map(str::parse::<u64>);
-    values.sum::<Result<u64, _>>().with_context(|| format!("{name} is no whole number"))
+    values
+        .sum::<Result<u64, _>>()
+        .with_context(|| format!("{name} is no whole number"))
 }
 
 /// Prints the table, and fails if a figure is not what the traffic was.
 pub(crate) fn compare(agent: &Agent, service: &str, sent: &Sent) -> Result<()> {
     let metrics = agent.metrics()?;
-    let of = |protocol: &str| {
-        vec![
-            format!("service=\"{service}\""),
-            format!("protocol=\"{protocol}\""),
-        ]
-    };
+    let of = |protocol: &str| vec![format!("service=\"{service}\""), format!("protocol=\"{protocol}\"")];
     let mut figures = Vec::new();
     for (protocol, sent, least) in [
         ("TCP", sent.tcp, sent.tcp),
@@ -83,10 +80,17 @@ pub(crate) fn compare(agent: &Agent, service: &str, sent: &Sent) -> Result<()> {
         let packets = sum(&metrics, "ebpf_proxy_service_packets_total", &labels)?;
         figures.push(Figure::exactly(format!("UDP packets, {direction}"), packets, sent.udp));
     }
-    for name in ["ebpf_proxy_sync_failures_total", "kubeproxy_sync_proxy_rules_endpoint_changes_pending"] {
+    for name in [
+        "ebpf_proxy_sync_failures_total",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending",
+    ] {
         figures.push(Figure::exactly(name.to_owned(), sum(&metrics, name, &[])?, 0));
     }
-    let programs = sum(&metrics, "ebpf_proxy_programs_attached", &["place=\"cgroup\"".to_owned()])?;
+    let programs = sum(
+        &metrics,
+        "ebpf_proxy_programs_attached",
+        &["place=\"cgroup\"".to_owned()],
+    )?;
     figures.push(Figure::exactly("programs at sockets".to_owned(), programs, 8));
     println!("{}", table(&figures));
     for figure in &figures {
