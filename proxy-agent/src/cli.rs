@@ -1,12 +1,14 @@
 //! The command line: what can be said, and the one place that reads arguments and environment. What the words mean is decided in
 //! [`crate::config`].
 
+mod migrate;
 mod tools;
 mod trace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -57,11 +59,27 @@ enum Command {
     #[command(after_help = "Example:\n  proxy-agent top --sort packets -n 10\n  proxy-agent top --once -o json")]
     Top(TopArgs),
     /// Remove every program, map and pin of an agent that does not run any more.
-    #[command(after_help = "Example:\n  proxy-agent cleanup --bpf-dir /sys/fs/bpf/ebpf-proxy")]
+    ///
+    /// With --drain, the way back to kube-proxy, which has to run again: new connections are left to it, and those that this proxy
+    /// translates go on until they end or the time is over. What an interrupted one leaves, the next one finishes.
+    #[command(
+        after_help = "Examples:\n  proxy-agent cleanup --bpf-dir /sys/fs/bpf/ebpf-proxy\n  proxy-agent cleanup --drain --timeout 1h"
+    )]
     Cleanup {
         #[command(flatten)]
         pins: Pins,
+        /// Wait for the end of running connections.
+        #[arg(long)]
+        drain: bool,
+        /// How long.
+        #[arg(long, value_name = "DURATION", default_value = "10m", requires = "drain")]
+        timeout: String,
     },
+    /// Go from kube-proxy to this proxy on this node, step by step. Without a step: `check`.
+    #[command(
+        after_help = "Examples:\n  proxy-agent migrate --kubeconfig /etc/kubernetes/proxy.conf\n  proxy-agent migrate remove-rules --wait 1h"
+    )]
+    Migrate(Box<migrate::MigrateCommand>),
     #[command(flatten)]
     Tool(tools::Tool),
 }
@@ -226,12 +244,23 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             let (text, code) = tool.execute()?;
             return print(&text).map(|_| code);
         }
+        Command::Migrate(command) => {
+            let (text, code) = command.execute()?;
+            return print(&text).map(|_| code);
+        }
         Command::Config(args) => {
             let (config, remarks) = RunConfig::from_args(&args)?;
             warn(&remarks);
             config.to_yaml()
         }
-        Command::Cleanup { pins } => cleanup(&pins.bpf_dir)?,
+        Command::Cleanup { pins, drain, timeout } => {
+            let parsed = duration::parse(&timeout);
+            let parsed = parsed.with_context(|| format!("--timeout {timeout:?}: write a time, such as 10m or 1h"))?;
+            if drain {
+                migrate::warn_without_kube_proxy();
+            }
+            cleanup(&pins.bpf_dir, Some(parsed).filter(|_| drain))?
+        }
         Command::Service(ServiceCommand::List { view, filter }) => {
             inspect::services(&view.pins.bpf_dir, &filter.filter()?, view.output.into())?
         }
@@ -262,7 +291,7 @@ fn run(command: &RunCommand) -> anyhow::Result<String> {
     }
     if args.cleanup {
         warn(&remarks);
-        return cleanup(&config.datapath.bpf_dir);
+        return cleanup(&config.datapath.bpf_dir, None);
     }
     init_log(args.v.is_some(), config.verbosity);
     for detail in &remarks.details {
@@ -282,10 +311,14 @@ fn run(command: &RunCommand) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-fn cleanup(bpf_dir: &Path) -> anyhow::Result<String> {
-    let report = datapath::cleanup(bpf_dir)?;
-    let (links, filters, maps) = (report.links, report.filters, report.maps);
-    Ok(format!("removed {links} links, {filters} filters, {maps} maps\n"))
+fn cleanup(bpf_dir: &Path, drain: Option<Duration>) -> anyhow::Result<String> {
+    let report = datapath::cleanup(bpf_dir, drain)?;
+    let (links, filters, maps, interrupted) = (report.links, report.filters, report.maps, report.interrupted);
+    let mut text = format!("removed {links} links, {filters} filters, {maps} maps\n");
+    if interrupted > 0 {
+        text += &format!("{interrupted} connections had not ended: they are cut off\n");
+    }
+    Ok(text)
 }
 
 /// Where nothing is logged.

@@ -109,6 +109,8 @@ pub struct RunConfig {
     pub node_ip: Option<IpAddr>,
     /// Where objects come from.
     pub source: SourceConfig,
+    /// Name of this proxy, if it serves only what is labelled with it (S1).
+    pub service_proxy_name: Option<Arc<str>>,
     /// Kubernetes features that are switched.
     pub gates: FeatureGates,
     /// What the datapath is told.

@@ -122,6 +122,7 @@ async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<M
 pub(crate) async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
     let converter = Converter::new(config.node_name.clone())
         .with_external_ips(config.gates.service_external_ips)
+        .with_proxy_name(config.service_proxy_name.clone())
         .with_node_ip(config.node_ip);
     match &config.source {
         SourceConfig::Manifests(dir) => {

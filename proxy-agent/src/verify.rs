@@ -60,9 +60,11 @@ async fn look(config: &RunConfig) -> anyhow::Result<Vec<Difference>> {
     datapath::verify(&config.datapath, wanted).context("the pinned maps cannot be compared")
 }
 
-/// Everything the cluster has to say.
-async fn cluster(config: &RunConfig) -> anyhow::Result<ClusterState> {
-    let converter = Converter::new(config.node_name.clone()).with_external_ips(config.gates.service_external_ips);
+/// Everything the cluster has to say. What was being changed while it was listed is settled.
+pub(crate) async fn cluster(config: &RunConfig) -> anyhow::Result<ClusterState> {
+    let converter = Converter::new(config.node_name.clone())
+        .with_external_ips(config.gates.service_external_ips)
+        .with_proxy_name(config.service_proxy_name.clone());
     let (sender, mut events) = mpsc::channel(QUEUE);
     let watching = match &config.source {
         SourceConfig::Manifests(dir) => {
@@ -96,6 +98,7 @@ async fn cluster(config: &RunConfig) -> anyhow::Result<ClusterState> {
     complete
 }
 
+/// The node's interfaces and addresses.
 pub(crate) async fn network() -> anyhow::Result<Network> {
     let (sender, mut network) = watch::channel(None);
     let watching = tokio::spawn(netlink::watch(sender));

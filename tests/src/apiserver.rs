@@ -37,8 +37,8 @@ pub struct ApiServer {
     server: Option<Child>,
 }
 
-/// Finds `kube-apiserver`, `kubectl` or `etcd`.
-fn program(name: &str) -> Result<PathBuf> {
+/// Finds `kube-apiserver`, `kubectl`, `kube-proxy` or `etcd`.
+pub(crate) fn program(name: &str) -> Result<PathBuf> {
     let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
     let candidates = match std::env::var_os("KUBEBUILDER_ASSETS") {
         Some(assets) => vec![PathBuf::from(assets)],
@@ -50,7 +50,7 @@ fn program(name: &str) -> Result<PathBuf> {
     };
     let found = candidates.iter().map(|dir| dir.join(name)).find(|path| path.is_file());
     found.with_context(|| {
-        format!("{name} is missing: run `cargo xtask setup` (it needs Go and Debian's etcd-server), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver and kubectl")
+        format!("{name} is missing: run `cargo xtask setup` (it needs Go and Debian's etcd-server), or set KUBEBUILDER_ASSETS to a folder with etcd, kube-apiserver, kubectl and kube-proxy")
     })
 }
 

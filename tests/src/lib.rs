@@ -12,6 +12,7 @@ pub mod echo;
 pub mod firewall;
 pub mod helm;
 pub mod http;
+pub mod kube_proxy;
 pub mod kubernetes;
 pub mod leftovers;
 pub mod load;

@@ -81,6 +81,10 @@ const NETWORK: &[Package] = &[
         file: "/usr/sbin/nft",
     },
     Package {
+        name: "iptables",
+        file: "/usr/sbin/iptables-nft",
+    },
+    Package {
         name: "bpftool",
         file: "/usr/sbin/bpftool",
     },
@@ -203,15 +207,15 @@ fn llvm_major(rustc: &Path) -> Result<u32> {
         .with_context(|| format!("{} does not say which LLVM it has", rustc.display()))
 }
 
-/// The API server, etcd and kubectl: from KUBEBUILDER_ASSETS if it is set, otherwise built once with Go, with Debian's etcd.
+/// The API server, etcd, kubectl and kube-proxy: from KUBEBUILDER_ASSETS if it is set, otherwise built once with Go, with Debian's etcd.
 pub(crate) fn kubernetes() -> Result<()> {
     if std::env::var_os("KUBEBUILDER_ASSETS").is_some() {
         return Ok(());
     }
     install(ETCD)?;
-    go::build(&go::kubernetes(&["kube-apiserver", "kubectl"])).context(
-        "the tests need a Kubernetes API server; instead of building one you can set KUBEBUILDER_ASSETS to a folder with \
-         kube-apiserver, etcd and kubectl",
+    go::build(&go::kubernetes(&["kube-apiserver", "kubectl", "kube-proxy"])).context(
+        "the tests need a Kubernetes API server and kube-proxy; instead of building them you can set KUBEBUILDER_ASSETS to a \
+         folder with kube-apiserver, etcd, kubectl and kube-proxy",
     )
 }
 

@@ -13,7 +13,7 @@ use crate::inspect::explain::{self, Question};
 use crate::{inspect, verify};
 
 /// Exit code of a comparison that did not take place.
-const COULD_NOT_LOOK: u8 = 2;
+pub(super) const COULD_NOT_LOOK: u8 = 2;
 
 /// Commands beside those that list.
 #[derive(Subcommand, Debug)]

@@ -50,6 +50,7 @@ pub(super) fn check(document: &Document, origin: &Origin, remarks: &mut Remarks)
         node_name: node_name(origin, said(&document.hostname_override))?.into(),
         node_ip,
         source: source(document, origin)?,
+        service_proxy_name: proxy_name(document, origin)?.map(Into::into),
         gates: gates(document, remarks),
         datapath: Options {
             bpf_dir: said(&ebpf.bpf_dir).unwrap_or(DEFAULT_BPF_DIR).into(),
@@ -141,6 +142,23 @@ fn node_name(origin: &Origin, given: Option<&str>) -> Result<String, ConfigError
         name if name.is_empty() => Err(origin.error(FIELD, "", "the host has no name", REMEDY)),
         name => Ok(name),
     }
+}
+
+/// A label's value, which Kubernetes would not take otherwise.
+fn proxy_name<'d>(document: &'d Document, origin: &Origin) -> Result<Option<&'d str>, ConfigError> {
+    const LONGEST: usize = 63;
+    let Some(name) = said(&document.ebpf.service_proxy_name) else {
+        return Ok(None);
+    };
+    let is_end = |letter: Option<u8>| letter.is_some_and(|letter| letter.is_ascii_alphanumeric());
+    let is_inside = |letter: u8| letter.is_ascii_alphanumeric() || b"-_.".contains(&letter);
+    let bytes = name.as_bytes();
+    let ends = [bytes.first(), bytes.last()];
+    if ends.into_iter().all(|letter| is_end(letter.copied())) && bytes.len() <= LONGEST && name.bytes().all(is_inside) {
+        return Ok(Some(name));
+    }
+    let remedy = "write the value of the label service.kubernetes.io/service-proxy-name of the Services it is to serve";
+    Err(origin.error("ebpf.serviceProxyName", name, "is not the value of a label", remedy))
 }
 
 fn source(document: &Document, origin: &Origin) -> Result<SourceConfig, ConfigError> {

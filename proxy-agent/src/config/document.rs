@@ -111,6 +111,7 @@ pub(crate) struct Ebpf {
     pub(crate) master: Option<String>,
     pub(crate) min_sync_period: Option<String>,
     pub(crate) service_metrics: Option<bool>,
+    pub(crate) service_proxy_name: Option<String>,
     /// An empty address means the default in a file, so this is how a file says nowhere.
     pub(crate) serve_healthz: Option<bool>,
     pub(crate) serve_metrics: Option<bool>,

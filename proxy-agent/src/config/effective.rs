@@ -84,6 +84,7 @@ impl RunConfig {
                 serve_healthz: Some(self.healthz.is_some()),
                 serve_metrics: Some(self.metrics.is_some()),
                 service_metrics: Some(datapath.service_metrics),
+                service_proxy_name: self.service_proxy_name.as_deref().map(str::to_owned),
                 socket_lb: word::<SocketLbArg, _>(datapath.socket_lb),
                 sync_period: Some(duration::text(self.intervals.sync)),
             },

@@ -51,6 +51,10 @@ pub struct RunArgs {
     /// Whether connections, packets and bytes are counted per service port, for /metrics and `top`. [default: true]
     #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub service_metrics: Option<bool>,
+    /// Serve only Services with this value of the label service.kubernetes.io/service-proxy-name, which other proxies leave alone: a
+    /// trial beside kube-proxy. [default: those without the label]
+    #[arg(long, value_name = "NAME")]
+    pub service_proxy_name: Option<String>,
     /// What the eBPF programs log. [default: off]
     #[arg(long, value_enum, value_name = "LEVEL")]
     pub bpf_log_level: Option<BpfLogLevelArg>,

@@ -92,6 +92,12 @@ fn own_flags(args: &RunArgs, document: &mut Document, over: &mut Overlay) {
         args.service_metrics,
         &mut ebpf.service_metrics,
     );
+    over.own(
+        "--service-proxy-name",
+        "ebpf.serviceProxyName",
+        args.service_proxy_name,
+        &mut ebpf.service_proxy_name,
+    );
     let sizes = &mut ebpf.capacities;
     for (flag, field, value, slot) in [
         (

@@ -4,8 +4,10 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::classic::Classic;
+use super::drain;
 use super::error::DatapathError;
 use super::links::remove_pin;
 use super::loader;
@@ -20,16 +22,25 @@ pub struct CleanupReport {
     pub filters: usize,
     /// Pinned maps.
     pub maps: usize,
+    /// Connections that were still translated at the end of [`cleanup`]'s patience.
+    pub interrupted: usize,
 }
 
-/// Removes everything an agent with this directory left. Nothing there is success.
-pub fn cleanup(bpf_dir: &Path) -> Result<CleanupReport, DatapathError> {
+/// Removes everything an agent with this directory left. Nothing there is success. With a time to drain, connections that are
+/// translated may go on that long until they end, while new ones are left to another proxy.
+pub fn cleanup(bpf_dir: &Path, drain: Option<Duration>) -> Result<CleanupReport, DatapathError> {
     let mut report = CleanupReport::default();
     let lock = if bpf_dir.exists() {
         Some(loader::lock(bpf_dir)?)
     } else {
         None
     };
+    let pins = Pins::new(bpf_dir);
+    if let Some(timeout) = drain.filter(|_| drain::is_possible(&pins)) {
+        // Maps of another layout version are not drained: nobody knows their entries.
+        report.interrupted = drain::drain(&pins, timeout)
+            .map_err(|error| DatapathError::call("draining", pins.maps.display())(io::Error::other(error)))?;
+    }
     report.filters = remove_filters().map_err(DatapathError::call("removing filters", "the interfaces"))?;
     // Other layout versions are ours as well, earlier ones and later ones: they differ in what maps hold, not in where they are.
     for version in versions(bpf_dir)? {
@@ -95,7 +106,7 @@ mod tests {
     #[test]
     fn nothing_there_is_success() {
         assert_eq!(
-            cleanup(Path::new("/tmp/no-such-directory")).unwrap(),
+            cleanup(Path::new("/tmp/no-such-directory"), Some(Duration::ZERO)).unwrap(),
             CleanupReport::default()
         );
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use proxy_common::addr::{Address, Protocol};
 use proxy_common::clock;
-use proxy_common::rewrite::{KIND_REPLY, KIND_UNMASQUERADE, Rewrite, STATE_FIN, STATE_RST, STATE_SEEN};
+use proxy_common::rewrite::{KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Rewrite, STATE_FIN, STATE_RST, STATE_SEEN};
 
 use super::error::TableError;
 use super::flows;
@@ -24,6 +24,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 
 /// Both sides have sent FIN, or one RST. Between nf_conntrack's `tcp_timeout_close` (10 s) and `tcp_timeout_time_wait` (120 s).
 const TCP_CLOSED: u32 = clock::ticks_of_seconds(60);
+/// For the last acknowledgements of a connection that both sides have ended, and what has to be sent again.
+const TCP_LINGERS: u32 = clock::ticks_of_seconds(2);
 /// A SYN nobody answered: nf_conntrack's `tcp_timeout_syn_sent`.
 const TCP_UNANSWERED: u32 = clock::ticks_of_seconds(120);
 /// Longer than the heartbeats of an idle association (30 s by default) can be apart.
@@ -41,6 +43,7 @@ struct Limits {
     tcp_half_closed: u32,
     udp_unanswered: u32,
     udp_answered: u32,
+    tcp_closed: u32,
 }
 
 /// What of one family's table has been looked at.
@@ -156,6 +159,35 @@ impl Collector {
     }
 }
 
+/// Connections that have not ended. Nothing is kept for what may come late: a closed one counts for a moment only, and a UDP flow
+/// for as long as one without an answer.
+pub(super) fn running<A: Address>(
+    tables: &impl FamilyTables<A>,
+    timeouts: &Timeouts,
+    now: u32,
+) -> Result<usize, TableError> {
+    let limits = Limits::from(timeouts);
+    let limits = Limits {
+        tcp_closed: TCP_LINGERS,
+        udp_answered: limits.udp_unanswered,
+        ..limits
+    };
+    let (mut running, mut cursor) = (0, Cursor::default());
+    loop {
+        let mut entries = Vec::new();
+        let at_end = tables.scan_rewrites(&mut cursor, &mut entries)?;
+        // One entry stands for the connection, masqueraded or not.
+        for (key, rewrite) in entries.iter().filter(|(_, rewrite)| rewrite.kind == KIND_REQUEST) {
+            let partner = flows::partner(tables, key, rewrite)?;
+            let pair = pair(key.protocol, rewrite, partner.as_ref(), now);
+            running += usize::from(pair.idle < limits.of(&pair));
+        }
+        if at_end {
+            return Ok(running);
+        }
+    }
+}
+
 fn collect<A: Address>(
     tables: &mut impl FamilyTables<A>,
     (key, rewrite): &RewriteEntry<A>,
@@ -205,6 +237,7 @@ impl From<&Timeouts> for Limits {
             tcp_half_closed: ticks(timeouts.tcp_half_closed),
             udp_unanswered: ticks(timeouts.udp_unanswered),
             udp_answered: ticks(timeouts.udp_answered),
+            tcp_closed: TCP_CLOSED,
         }
     }
 }
@@ -214,7 +247,7 @@ impl Limits {
     fn shortest(&self, protocol: u8) -> u32 {
         match Protocol::from_number(protocol) {
             Some(Protocol::Udp) | None => self.udp_unanswered.min(self.udp_answered),
-            Some(Protocol::Tcp) => TCP_CLOSED.min(self.tcp_half_closed).min(self.tcp_established),
+            Some(Protocol::Tcp) => self.tcp_closed.min(self.tcp_half_closed).min(self.tcp_established),
             Some(Protocol::Sctp) => SCTP_UNANSWERED,
         }
     }
@@ -230,7 +263,7 @@ impl Limits {
                 let both = pair.request & pair.reply;
                 let either = pair.request | pair.reply;
                 if either & STATE_RST != 0 || both & STATE_FIN != 0 {
-                    TCP_CLOSED
+                    self.tcp_closed
                 } else if !answered {
                     TCP_UNANSWERED
                 } else if either & STATE_FIN != 0 {

@@ -101,7 +101,7 @@ impl Bed {
 
 impl Drop for Bed {
     fn drop(&mut self) {
-        if let Err(error) = cleanup(&self.bpf_dir) {
+        if let Err(error) = cleanup(&self.bpf_dir, None) {
             eprintln!("cleanup: {error}");
         }
         // What a failed test put there is not ours to the clean-up.
@@ -227,7 +227,7 @@ fn restart_adopts_everything_and_cleanup_leaves_nothing() {
         assert_eq!((stats.programs_on_interfaces, stats.programs_on_cgroup), (2, 8));
         drop(second);
 
-        cleanup(&bed.bpf_dir).unwrap();
+        cleanup(&bed.bpf_dir, None).unwrap();
         assert!(!bed.bpf_dir.exists());
     });
 }
@@ -264,7 +264,7 @@ fn modes_replace_each_other_and_foreign_filters_stay() {
         classic.tick();
         assert!(ours(), "repaired");
         drop(classic);
-        cleanup(&bed.bpf_dir).unwrap();
+        cleanup(&bed.bpf_dir, None).unwrap();
         assert!(!ours());
         assert!(
             run("tc", "filter show dev left egress").contains("handle 0x9"),

@@ -12,6 +12,7 @@ mod cleanup;
 pub(crate) mod constants;
 pub(crate) mod counters;
 pub(crate) mod doubts;
+mod drain;
 mod error;
 pub(crate) mod events;
 mod flows;

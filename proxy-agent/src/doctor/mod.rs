@@ -7,7 +7,6 @@
 pub(crate) mod api;
 mod interfaces;
 mod kernel;
-mod netfilter;
 mod node;
 mod others;
 
@@ -100,6 +99,11 @@ impl Machine {
         let text = std::fs::read_to_string(self.proc.join("sys").join(name)).ok()?;
         Some(text.trim().to_owned())
     }
+}
+
+/// Is a kube-proxy running in this network namespace? Its process, if it can be seen from here.
+pub(crate) fn kube_proxy() -> Option<u32> {
+    others::kube_proxy(&Machine::this())
 }
 
 /// Looks at everything. Options that cannot be used are a finding of their own, and the rest is looked at without them.

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
-use super::netfilter::{self, Chain};
 use super::{Check, Machine};
 use crate::datapath::Options;
+use crate::netfilter::legacy;
+use crate::netfilter::nftables::{self as nft, ChainName};
 
 /// The remedy for whatever kube-proxy left.
-const LEFTOVERS: &str = "run `kube-proxy --cleanup` or restart the node, after kube-proxy has been removed";
+const LEFTOVERS: &str = "proxy-agent migrate remove-rules, after kube-proxy has been removed";
 /// The chain that kube-proxy's iptables mode begins with.
 const SERVICES_CHAIN: &str = "KUBE-SERVICES";
 /// The table of its nftables mode.
@@ -17,22 +18,26 @@ pub(super) fn checks(machine: &Machine, options: &Options) -> Vec<Check> {
     vec![
         process(machine),
         iptables(machine),
-        nftables(netfilter::chains()),
+        nftables(nft::chains().map(|chains| chains.into_iter().map(|listed| listed.chain).collect())),
         ipvs(&machine.proc("net/ip_vs")),
         cilium(&options.bpf_dir),
     ]
 }
 
-fn process(machine: &Machine) -> Check {
+/// The process of a kube-proxy of this network namespace.
+pub(super) fn kube_proxy(machine: &Machine) -> Option<u32> {
     // One in another network namespace, such as a cluster's in a container, is not in the way.
     let namespace = |process: &str| std::fs::read_link(machine.proc.join(process).join("ns/net")).ok();
     let here = namespace("self");
     let entries = std::fs::read_dir(&machine.proc).into_iter().flatten().flatten();
-    let found = entries
+    entries
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| machine.proc(format!("{pid}/comm")).trim() == "kube-proxy")
-        .find(|pid| namespace(&pid.to_string()) == here);
-    match found {
+        .find(|pid| namespace(&pid.to_string()) == here)
+}
+
+fn process(machine: &Machine) -> Check {
+    match kube_proxy(machine) {
         Some(pid) => Check::fail(
             "kube-proxy process",
             format!("kube-proxy is running (process {pid})"),
@@ -46,11 +51,8 @@ fn iptables(machine: &Machine) -> Check {
     let check = "kube-proxy iptables";
     let families = [("net/ip_tables_names", true), ("net/ip6_tables_names", false)];
     for (names, is_v4) in families {
-        if !machine.proc(names).lines().any(|name| name == "nat") {
-            continue;
-        }
-        match netfilter::legacy_table(is_v4) {
-            Ok(table) if has_chain(&table, SERVICES_CHAIN) => {
+        match legacy::table(is_v4, "nat", &machine.proc(names)) {
+            Ok(Some(table)) if table.chains.contains_key(SERVICES_CHAIN) => {
                 return Check::fail(
                     check,
                     format!("chain {SERVICES_CHAIN} is in the legacy nat table"),
@@ -70,22 +72,17 @@ fn iptables(machine: &Machine) -> Check {
     Check::ok(check, "no chains in legacy tables")
 }
 
-/// Names of chains stand in the table as they are.
-fn has_chain(table: &[u8], name: &str) -> bool {
-    table
-        .windows(name.len() + 1)
-        .any(|window| window.strip_suffix(&[0]) == Some(name.as_bytes()))
-}
-
-fn nftables(chains: std::io::Result<Vec<Chain>>) -> Check {
+fn nftables(chains: std::io::Result<Vec<ChainName>>) -> Check {
     let check = "kube-proxy nftables";
     let chains = match chains {
         Ok(chains) => chains,
         Err(error) => return Check::ok(check, format!("the kernel lists no nftables: {error}")),
     };
-    let ours = |chain: &&Chain| chain.table == TABLE || chain.name == SERVICES_CHAIN;
+    let ours = |chain: &&ChainName| chain.table == TABLE || chain.name == SERVICES_CHAIN;
     match chains.iter().find(ours) {
-        Some(Chain { table, name }) => Check::fail(check, format!("chain {name} is in table {table}"), LEFTOVERS),
+        Some(ChainName { table, name, .. }) => {
+            Check::fail(check, format!("chain {name} is in table {table}"), LEFTOVERS)
+        }
         None => Check::ok(check, "no chains in nftables"),
     }
 }
@@ -143,9 +140,8 @@ mod tests {
         assert_eq!(ipvs(header).status, Status::Ok);
         assert_eq!(ipvs("").status, Status::Ok);
         assert_eq!(ipvs(&format!("{header}TCP  0A60000A:0050 rr\n")).status, Status::Fail);
-        assert!(has_chain(b"..KUBE-SERVICES\0..", SERVICES_CHAIN));
-        assert!(!has_chain(b"..KUBE-SERVICES-X\0", SERVICES_CHAIN));
-        let chain = |table: &str, name: &str| Chain {
+        let chain = |table: &str, name: &str| ChainName {
+            is_v4: true,
             table: table.to_owned(),
             name: name.to_owned(),
         };

@@ -20,7 +20,7 @@ use crate::datapath::{self, Difference, TableError};
 use crate::doctor::Check;
 
 pub use output::Output;
-pub(crate) use output::yaml;
+pub(crate) use output::{Columns, render, serialize, yaml};
 pub use planned::{PlannedFrontend, PlannedPort, PlannedSet, planned};
 pub use rows::{BackendRow, ConnectionRow, FrontendRow, ServiceRow};
 pub use top::{BackendRate, ServiceRate, Sort, Top, TopOptions};
@@ -83,7 +83,7 @@ impl From<TableError> for InspectError {
 
 /// `service list`: one row per service port.
 pub fn services(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<String, InspectError> {
-    output::render(&service_rows(bpf_dir, filter)?, output)
+    render(&service_rows(bpf_dir, filter)?, output)
 }
 
 /// `service get NAMESPACE/NAME`: the service's ports and their backends.
@@ -107,36 +107,36 @@ pub fn service(bpf_dir: &Path, namespace: &str, name: &str, output: Output) -> R
     }
     let backends = backend_rows(bpf_dir, &filter)?;
     match output {
-        Output::Json | Output::Yaml => output::serialize(&Details { services, backends }, output),
+        Output::Json | Output::Yaml => serialize(&Details { services, backends }, output),
         Output::Table | Output::Wide => Ok(format!(
             "{}\n{}",
-            output::render(&services, output)?,
-            output::render(&backends, output)?
+            render(&services, output)?,
+            render(&backends, output)?
         )),
     }
 }
 
 /// `backend list`: one row per endpoint of a service port's set.
 pub fn backends(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<String, InspectError> {
-    output::render(&backend_rows(bpf_dir, filter)?, output)
+    render(&backend_rows(bpf_dir, filter)?, output)
 }
 
 /// `connection list`: one row per connection, both directions joined.
 pub fn connections(bpf_dir: &Path, filter: &Filter, output: Output) -> Result<String, InspectError> {
-    output::render(&connection_rows(bpf_dir, filter)?, output)
+    render(&connection_rows(bpf_dir, filter)?, output)
 }
 
 /// `verify`: what differs, or that nothing does.
 pub fn differences(found: &[Difference], output: Output) -> Result<String, InspectError> {
     match output {
         Output::Table | Output::Wide if found.is_empty() => Ok("the kernel holds what it should\n".to_owned()),
-        _ => output::render(found, output),
+        _ => render(found, output),
     }
 }
 
 /// `doctor`: one row per check.
 pub fn checks(found: &[Check], output: Output) -> Result<String, InspectError> {
-    output::render(found, output)
+    render(found, output)
 }
 
 /// The rows of [`services`].

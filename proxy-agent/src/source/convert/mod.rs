@@ -20,17 +20,17 @@ use crate::model::address::parse_ip;
 
 pub use slice::trigger_time;
 
-/// Their presence, with whatever value, hides an object from us (S1–S3).
-const IGNORE_LABELS: [&str; 2] = [
-    "service.kubernetes.io/service-proxy-name",
-    "service.kubernetes.io/headless",
-];
+/// Its presence, with whatever value, hides an object from every proxy (S2).
+const HEADLESS: &str = "service.kubernetes.io/headless";
+/// Its value names the proxy that serves the object, in place of those that have no name (S1).
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Converts objects for one node, collecting what is wrong with them.
 #[derive(Clone, Debug)]
 pub struct Converter {
     node_name: Arc<str>,
     external_ips: bool,
+    proxy_name: Option<Arc<str>>,
     node_ip: Option<IpAddr>,
     warnings: Vec<Warning>,
 }
@@ -134,6 +134,7 @@ impl Converter {
         Self {
             node_name: node_name.into(),
             external_ips: true,
+            proxy_name: None,
             node_ip: None,
             warnings: Vec::new(),
         }
@@ -142,6 +143,11 @@ impl Converter {
     /// The same, with `spec.externalIPs` of Services honoured or not (S100).
     pub fn with_external_ips(self, external_ips: bool) -> Self {
         Self { external_ips, ..self }
+    }
+
+    /// The same for a proxy of this name, which serves what is labelled with it and nothing else; without one, what has no such label.
+    pub fn with_proxy_name(self, proxy_name: Option<Arc<str>>) -> Self {
+        Self { proxy_name, ..self }
     }
 
     /// The same, with this address of the own node before those of its object (S184).
@@ -159,6 +165,17 @@ impl Converter {
         std::mem::take(&mut self.warnings)
     }
 
+    /// Is a Service another proxy's, or nobody's?
+    fn is_hidden(&self, metadata: &ObjectMeta) -> bool {
+        label(metadata, HEADLESS).is_some() || label(metadata, PROXY_NAME) != self.proxy_name.as_deref()
+    }
+
+    /// The same of a slice. Its labels follow those of its Service, but later, so one without a name may be anybody's who has one.
+    fn is_slice_hidden(&self, metadata: &ObjectMeta) -> bool {
+        let is_unnamed = label(metadata, HEADLESS).is_none() && label(metadata, PROXY_NAME).is_none();
+        self.is_hidden(metadata) && !(is_unnamed && self.proxy_name.is_some())
+    }
+
     fn reporter(&mut self, kind: Kind, name: &ObjectName) -> Reporter<'_> {
         Reporter {
             warnings: &mut self.warnings,
@@ -170,10 +187,6 @@ impl Converter {
 
 fn label<'m>(metadata: &'m ObjectMeta, key: &str) -> Option<&'m str> {
     metadata.labels.as_ref()?.get(key).map(String::as_str)
-}
-
-fn is_hidden(metadata: &ObjectMeta) -> bool {
-    IGNORE_LABELS.iter().any(|key| label(metadata, key).is_some())
 }
 
 fn is_text(field: &Field<String>, text: &str) -> bool {

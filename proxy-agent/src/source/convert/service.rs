@@ -7,7 +7,7 @@ use proxy_common::addr::{Addr4, Addr6, Address, Port};
 
 use super::super::lenient::Field;
 use super::super::{Kind, objects};
-use super::{Converter, Reporter, is_hidden, is_text};
+use super::{Converter, Reporter, is_text};
 use crate::model::address::parse_cidr;
 use crate::model::{ObjectName, Service, ServicePort};
 
@@ -17,10 +17,10 @@ const MAX_AFFINITY_SECONDS: i64 = 86_400;
 impl Converter {
     /// The Service, or `None` if it is to be ignored (S1, S2, S5, S6).
     pub fn service(&mut self, name: &ObjectName, object: &objects::Service) -> Option<Service> {
-        let allows_external_ips = self.external_ips;
+        let (allows_external_ips, is_hidden) = (self.external_ips, self.is_hidden(&object.metadata));
         let mut report = self.reporter(Kind::Service, name);
         let spec = match &object.spec {
-            Field::Given(spec) if !is_hidden(&object.metadata) => spec,
+            Field::Given(spec) if !is_hidden => spec,
             other => {
                 report.read(
                     other,

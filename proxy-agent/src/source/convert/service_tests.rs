@@ -51,6 +51,29 @@ fn services_to_ignore() {
     assert_eq!((ignored, warnings.len()), (None, 1));
 }
 
+/// S1: a proxy with a name serves what is labelled with it, and nothing else; headless Services are nobody's.
+#[test]
+fn a_proxy_with_a_name_serves_what_is_labelled_with_it() {
+    let key = "service.kubernetes.io/service-proxy-name";
+    for (labels, expected) in [
+        (json!({key: "canary"}), true),
+        (json!({key: "other"}), false),
+        (json!({key: ""}), false),
+        (json!({}), false),
+        (json!({key: "canary", "service.kubernetes.io/headless": ""}), false),
+    ] {
+        let value = json!({"metadata": {"name": "web", "namespace": "default", "labels": labels},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80}]}});
+        let decoded: objects::Service = serde_json::from_value(value).unwrap();
+        let mut converter = Converter::new("node-a").with_proxy_name(Some("canary".into()));
+        assert_eq!(
+            converter.service(&object("web"), &decoded).is_some(),
+            expected,
+            "{labels}"
+        );
+    }
+}
+
 #[test]
 fn cluster_ips_by_family() {
     let ips = |spec| {

@@ -10,7 +10,7 @@ use proxy_common::addr::Address;
 use super::super::Kind;
 use super::super::lenient::Field;
 use super::super::objects::{self, List, NamedHint, TRIGGER_TIME_ANNOTATION};
-use super::{Converter, Reporter, is_hidden, is_text, label};
+use super::{Converter, Reporter, is_text, label};
 use crate::model::slice::{
     ENDPOINT_FOR_THIS_NODE, ENDPOINT_LOCAL, ENDPOINT_NODE_HINTED, ENDPOINT_READY, ENDPOINT_SERVING,
     ENDPOINT_TERMINATING,
@@ -23,10 +23,10 @@ impl Converter {
     /// The EndpointSlice, or `None` if it is to be ignored (S3, S10, S21).
     pub fn slice(&mut self, name: &ObjectName, object: &objects::EndpointSlice) -> Option<EndpointSlice> {
         let node_name = self.node_name.clone();
-        let mut report = self.reporter(Kind::EndpointSlice, name);
-        if is_hidden(&object.metadata) {
+        if self.is_slice_hidden(&object.metadata) {
             return None;
         }
+        let mut report = self.reporter(Kind::EndpointSlice, name);
         let service = label(&object.metadata, SERVICE_NAME_LABEL).unwrap_or_default();
         if service.is_empty() {
             let field = format!("metadata.labels[{SERVICE_NAME_LABEL}]");
