@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod apiserver;
+pub mod attached;
 pub mod cgroup;
 pub mod confine;
 pub mod echo;

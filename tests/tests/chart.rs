@@ -133,7 +133,7 @@ fn every_value_arrives() {
 fn a_digest_counts_before_the_tag() {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     let value = format!("image.digest={digest}");
-    let objects = objects(&render(&["--set", &value, "--set", "image.tag=1"]).unwrap());
+    let objects = objects(&render(&["--set", &value, "--set", "image.tag=v1"]).unwrap());
     assert_eq!(container(&objects)["image"], format!("ebpf-proxy/proxy-agent@{digest}"));
 }
 

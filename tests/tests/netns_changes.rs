@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use proxy_common::addr::Protocol;
+use proxy_tests::attached;
 use proxy_tests::echo::{self, Failure, Held, Udp};
 use proxy_tests::process::wait_until;
 use proxy_tests::topology::{CLUSTER_CIDR, PodNetwork, Shape};
@@ -340,11 +341,8 @@ fn cleanup_leaves_nothing() {
         let show = |program: &str, args: &[&str]| {
             proxy_tests::process::run(agent.netns().command(program).args(args)).unwrap()
         };
-        assert_eq!(
-            show("bpftool", &["net", "show"]).matches("tc_").count(),
-            0,
-            "packet programs left with {attach}"
-        );
+        let programs = attached::programs(agent.netns()).unwrap();
+        assert!(programs.is_empty(), "packet programs left with {attach}: {programs:?}");
         assert!(
             !show("tc", &["qdisc", "show"]).contains("clsact"),
             "a qdisc of ours is left with {attach}"

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use proxy_common::addr::Protocol;
+use proxy_tests::attached;
 use proxy_tests::echo;
 use proxy_tests::kube_proxy::Mode;
 use proxy_tests::manifests;
@@ -150,6 +151,8 @@ fn there_and_back(mode: Mode, name: &str) {
 
     // And back: kube-proxy serves what is new, the agent's connections go on until they end.
     let kube_proxy = site.kube_proxy(mode);
+    // The agent answers too: whether all rules are there is seen by reading them.
+    site.no_difference(&[]);
     site.agent.stop();
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -175,7 +178,8 @@ fn there_and_back(mode: Mode, name: &str) {
         );
     });
     assert_undisturbed(traffic);
-    assert_eq!(site.on_node("bpftool", &["net", "show"]).matches("tc_").count(), 0);
+    let programs = attached::programs(site.agent.netns()).unwrap();
+    assert!(programs.is_empty(), "{programs:?}");
     assert!(!site.on_node("tc", &["qdisc", "show"]).contains("clsact"));
     let cgroup = site.agent.cgroup().display().to_string();
     let attached = site.on_node("bpftool", &["cgroup", "show", &cgroup]);

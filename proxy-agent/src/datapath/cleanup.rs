@@ -10,7 +10,7 @@ use super::classic::Classic;
 use super::drain;
 use super::error::DatapathError;
 use super::links::remove_pin;
-use super::loader;
+use super::loader::{self, Pins};
 use super::upgrade::{children, remove_dir, versions};
 
 /// What was removed.

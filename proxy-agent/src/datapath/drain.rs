@@ -26,7 +26,7 @@ pub(super) fn drain(pins: &Pins, timeout: Duration) -> Result<usize, TableError>
     leave::<Addr6>(&mut tables)?;
     let deadline = Instant::now() + timeout;
     loop {
-        let running = running::<Addr4>(&tables)? + running::<Addr6>(&tables)?;
+        let running = running::<Addr4>(&mut tables)? + running::<Addr6>(&mut tables)?;
         if running == 0 || Instant::now() >= deadline {
             return Ok(running);
         }
@@ -48,7 +48,7 @@ where
     FamilyTables::<A>::set_settings(tables, &settings)
 }
 
-fn running<A: Address>(tables: &BpfTables) -> Result<usize, TableError>
+fn running<A: Address>(tables: &mut BpfTables) -> Result<usize, TableError>
 where
     BpfTables: FamilyTables<A>,
 {

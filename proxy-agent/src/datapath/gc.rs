@@ -160,9 +160,9 @@ impl Collector {
 }
 
 /// Connections that have not ended. Nothing is kept for what may come late: a closed one counts for a moment only, and a UDP flow
-/// for as long as one without an answer.
+/// for as long as one without an answer. Then it is removed, lest whoever is given its port goes on with it.
 pub(super) fn running<A: Address>(
-    tables: &impl FamilyTables<A>,
+    tables: &mut impl FamilyTables<A>,
     timeouts: &Timeouts,
     now: u32,
 ) -> Result<usize, TableError> {
@@ -176,8 +176,14 @@ pub(super) fn running<A: Address>(
     loop {
         let mut entries = Vec::new();
         let at_end = tables.scan_rewrites(&mut cursor, &mut entries)?;
-        // One entry stands for the connection, masqueraded or not.
-        for (key, rewrite) in entries.iter().filter(|(_, rewrite)| rewrite.kind == KIND_REQUEST) {
+        for entry in &entries {
+            let (key, rewrite) = entry;
+            let is_udp = key.protocol == Protocol::Udp.number();
+            let is_gone = is_udp && collect(tables, entry, now, &limits)? > 0;
+            // One entry stands for the connection, masqueraded or not.
+            if is_gone || rewrite.kind != KIND_REQUEST {
+                continue;
+            }
             let partner = flows::partner(tables, key, rewrite)?;
             let pair = pair(key.protocol, rewrite, partner.as_ref(), now);
             running += usize::from(pair.idle < limits.of(&pair));

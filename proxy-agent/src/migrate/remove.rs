@@ -1,8 +1,9 @@
 //! Removes kube-proxy's rules: its tables of nftables, its chains of iptables and what leads to them. In one transaction, so that
 //! no packet meets half of them. Nothing of others is touched.
 //!
-//! Connections that netfilter translates go on without rules as long as there is some chain of address translation at the hooks.
-//! Those of iptables are there anyway; of nftables mode the empty ones stay until no connection needs them.
+//! Connections that netfilter translates go on without rules as long as there is some chain of address translation at the hooks, and
+//! some rule of the family for which connections are followed. The chains of iptables are there anyway; of nftables mode the empty
+//! ones stay, and in both modes a rule that nobody comes to, until no connection needs them.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,6 +18,8 @@ use crate::netfilter::nftables::{self as nft, ChainName, Change, ListedChain};
 
 /// How often connections are counted while waiting.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// The chain with the rule for which connections are followed.
+const KEEPER: &str = "running-connections";
 /// Tables of iptables that kube-proxy has chains in.
 const IPTABLES: [&str; 3] = ["nat", "filter", "mangle"];
 /// Its chains; the kubelet's `KUBE-FIREWALL`, `KUBE-KUBELET-CANARY` and `KUBE-IPTABLES-HINT` are none of them.
@@ -132,9 +135,14 @@ fn refuse_unserved(rules: &[Rules], served: &BTreeSet<Frontend>) -> anyhow::Resu
 
 /// One transaction. `whole`: what old connections need goes too.
 fn remove(listed: &[ListedChain], whole: bool, removal: &mut Removal) -> anyhow::Result<()> {
+    let keepers = [true, false].map(|is_v4| ChainName {
+        is_v4,
+        table: TABLE.to_owned(),
+        name: KEEPER.to_owned(),
+    });
     let mut changes = Vec::new();
     removal.kept = false;
-    for is_v4 in [true, false] {
+    for (is_v4, keeper) in [true, false].into_iter().zip(&keepers) {
         let of_table = |table: &str| {
             let table = table.to_owned();
             listed
@@ -142,20 +150,24 @@ fn remove(listed: &[ListedChain], whole: bool, removal: &mut Removal) -> anyhow:
                 .filter(move |one| one.chain.is_v4 == is_v4 && one.chain.table == table)
         };
         let chains: Vec<_> = of_table(TABLE).collect();
+        let kept: Vec<_> = chains
+            .iter()
+            .filter(|one| !whole && one.is_base() && one.is_nat())
+            .collect();
         if !chains.is_empty() {
             changes.push(Change::DeleteTable { is_v4, table: TABLE });
-            let kept: Vec<_> = chains
-                .iter()
-                .filter(|one| !whole && one.is_base() && one.is_nat())
-                .collect();
             removal.chains += chains.len() - kept.len();
-            if kept.is_empty() {
-                removal.tables += 1;
-            } else {
-                removal.kept = true;
-                changes.push(Change::NewTable { is_v4, table: TABLE });
-                changes.extend(kept.into_iter().map(|one| Change::NewChain(one)));
-            }
+            removal.tables += usize::from(whole);
+        }
+        let of_iptables = IPTABLES
+            .into_iter()
+            .flat_map(of_table)
+            .any(|one| is_kube_proxys(&one.chain.name));
+        if !whole && (of_iptables || !chains.is_empty()) {
+            removal.kept = true;
+            changes.push(Change::NewTable { is_v4, table: TABLE });
+            changes.extend(kept.into_iter().map(|one| Change::NewChain(one)));
+            changes.extend([Change::NewPlainChain(keeper), Change::NewTrackingRule(keeper)]);
         }
         for table in IPTABLES {
             let (ours, others): (Vec<_>, Vec<_>) = of_table(table).partition(|one| is_kube_proxys(&one.chain.name));

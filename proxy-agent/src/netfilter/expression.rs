@@ -76,6 +76,19 @@ pub(super) fn rule(
     machine.rule
 }
 
+/// Loads the state of a packet's connection, for nobody: as long as there is such an expression, the kernel follows connections.
+pub(super) fn state_of_connection() -> Expressions {
+    const NFTA_CT_DREG: u16 = 1;
+    const NFTA_CT_KEY: u16 = 2;
+    const NFT_REG_1: u32 = 1;
+    const NFT_CT_STATE: u32 = 0;
+    let number = |kind, value: u32| DefaultNla::new(kind, value.to_be_bytes().to_vec());
+    Expressions::Other {
+        expression_type: "ct".to_owned(),
+        attributes: vec![number(NFTA_CT_DREG, NFT_REG_1), number(NFTA_CT_KEY, NFT_CT_STATE)],
+    }
+}
+
 fn number(register: &Register) -> u32 {
     (*register).into()
 }

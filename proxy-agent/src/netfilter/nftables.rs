@@ -39,6 +39,10 @@ pub(crate) enum Change<'a> {
     NewTable { is_v4: bool, table: &'a str },
     /// A chain like this one, without rules.
     NewChain(&'a ListedChain),
+    /// A chain that no packet comes to.
+    NewPlainChain(&'a ChainName),
+    /// A rule that only asks for the state of connections.
+    NewTrackingRule(&'a ChainName),
     /// A rule goes.
     DeleteRule(&'a ChainName, u64),
     /// A chain's rules go.
@@ -237,7 +241,10 @@ pub(crate) fn change(changes: &[Change<'_>]) -> io::Result<()> {
         socket::Change {
             family: family(is_v4),
             message: NetfilterMessageInner::NfTables(message),
-            creates: matches!(change, Change::NewTable { .. } | Change::NewChain(_)),
+            creates: matches!(
+                change,
+                Change::NewTable { .. } | Change::NewChain(_) | Change::NewPlainChain(_) | Change::NewTrackingRule(_)
+            ),
         }
     });
     Netlink::open()?.batch(batch.collect())
@@ -269,6 +276,21 @@ fn message(change: &Change<'_>) -> (bool, NfTablesMessage) {
                 listed.chain.is_v4,
                 NfTablesMessage::NewChain(ChainMessage { attributes }),
             )
+        }
+        Change::NewPlainChain(chain) => {
+            let attributes = vec![
+                ChainAttribute::Table(chain.table.clone()),
+                ChainAttribute::Name(chain.name.clone()),
+            ];
+            (chain.is_v4, NfTablesMessage::NewChain(ChainMessage { attributes }))
+        }
+        Change::NewTrackingRule(chain) => {
+            let attributes = vec![
+                RuleAttribute::Table(chain.table.clone()),
+                RuleAttribute::Chain(chain.name.clone()),
+                RuleAttribute::Expressions(vec![expression::state_of_connection().into()]),
+            ];
+            (chain.is_v4, NfTablesMessage::NewRule(RuleMessage { attributes }))
         }
         Change::DeleteRule(chain, handle) => rules(chain, Some(*handle)),
         Change::FlushChain(chain) => rules(chain, None),

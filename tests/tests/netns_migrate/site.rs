@@ -280,13 +280,17 @@ pub(crate) fn text(output: &Output) -> String {
     )
 }
 
+/// Requests of each kind after the last change.
+const ENOUGH: usize = 50;
+
 /// Ends traffic; every request of it was answered.
 pub(crate) fn assert_undisturbed(running: Vec<(String, Running)>) {
     for (name, running) in running {
+        assert!(running.wait_for(ENOUGH, ARRIVAL), "{name}: requests came to a halt");
         let samples = running.stop();
         let failures = traffic::failures(&samples);
         assert!(
-            failures.is_empty() && samples.len() > 50,
+            failures.is_empty(),
             "{name}: {} of {} requests failed: {:?}",
             failures.len(),
             samples.len(),

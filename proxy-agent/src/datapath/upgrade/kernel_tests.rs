@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use aya_obj::generated::bpf_map_type;
 use proxy_common::addr::{Addr4, Port};
 use proxy_common::frontend::{FRONTEND_SOURCE_RANGES, FrontendKey};
@@ -101,8 +102,14 @@ fn assert_taken_over(bed: &Bed, what: &str) {
         (2, 8),
         "{what}"
     );
-    let shown = run("bpftool", "net show");
-    assert_eq!(shown.matches("tc_").count(), 2, "{what}: {shown}");
+    assert_eq!(tcx_programs(), 2, "{what}");
+}
+
+/// All programs in the hooks of the namespace's interfaces.
+fn tcx_programs() -> usize {
+    let hooks = [TcAttachType::Ingress, TcAttachType::Egress];
+    let count = |name: &String| hooks.map(|hook| SchedClassifier::query_tcx(name, hook).unwrap().1.len());
+    network().links.values().flat_map(|link| count(&link.name)).sum()
 }
 
 #[test]
