@@ -177,6 +177,7 @@ fn there_and_back(mode: Mode, name: &str) {
             began.elapsed()
         );
     });
+    println!("the drain ended, {:?} after it began", began.elapsed());
     assert_undisturbed(traffic);
     let programs = attached::programs(site.agent.netns()).unwrap();
     assert!(programs.is_empty(), "{programs:?}");

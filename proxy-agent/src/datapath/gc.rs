@@ -160,7 +160,7 @@ impl Collector {
 }
 
 /// Connections that have not ended. Nothing is kept for what may come late: a closed one counts for a moment only, and a UDP flow
-/// for as long as one without an answer. Then it is removed, lest whoever is given its port goes on with it.
+/// for as long as one without an answer. Then it is removed, lest its entries take what another proxy makes of the same ports.
 pub(super) fn running<A: Address>(
     tables: &mut impl FamilyTables<A>,
     timeouts: &Timeouts,
@@ -178,8 +178,7 @@ pub(super) fn running<A: Address>(
         let at_end = tables.scan_rewrites(&mut cursor, &mut entries)?;
         for entry in &entries {
             let (key, rewrite) = entry;
-            let is_udp = key.protocol == Protocol::Udp.number();
-            let is_gone = is_udp && collect(tables, entry, now, &limits)? > 0;
+            let is_gone = collect(tables, entry, now, &limits)? > 0;
             // One entry stands for the connection, masqueraded or not.
             if is_gone || rewrite.kind != KIND_REQUEST {
                 continue;

@@ -93,8 +93,10 @@ pub fn remove_rules(options: &RemovalOptions) -> anyhow::Result<Removal> {
         refuse_unserved(&rules, &served)?;
     }
     served.extend(rules.iter().flat_map(|rules| rules.frontends.keys().copied()));
-    let mut removal = Removal::default();
-    removal.old_connections = old_connections(&served)?;
+    let mut removal = Removal {
+        old_connections: old_connections(&served)?,
+        ..Removal::default()
+    };
     let listed = nft::chains().context("chains cannot be listed")?;
     remove(
         &listed,

@@ -21,8 +21,11 @@ fn set_mode<A: Address>(programs: &mut Programs, mode: u32) {
     programs.change_settings(|settings: &mut Settings<A>| settings.mode = mode);
 }
 
+/// A connection: its first packet and the others, client, frontend and backend.
+type Connection = (L4, L4, End, End, End);
+
 /// A service, and a client that has opened a connection of each protocol to it.
-fn with_connections<A: Address>(c: Cast<A>) -> (Programs, [(L4, L4, End, End, End); 2]) {
+fn with_connections<A: Address>(c: Cast<A>) -> (Programs, [Connection; 2]) {
     let mut programs = load();
     programs.add_service(1, c.vip, 80, Protocol::Tcp, &[(c.backend, 8080)]);
     programs.add_service(2, c.vip, 53, Protocol::Udp, &[(c.backend, 5353)]);
@@ -37,7 +40,7 @@ fn with_connections<A: Address>(c: Cast<A>) -> (Programs, [(L4, L4, End, End, En
     (programs, opened)
 }
 
-fn go_on(programs: &Programs, opened: &[(L4, L4, End, End, End)]) {
+fn go_on(programs: &Programs, opened: &[Connection]) {
     for &(_, then, client, vip, backend) in opened {
         let out = programs.run(TC_INGRESS, &packet(then, client, vip, b"to"), LO, FORWARDED);
         assert_same(&out.packet, &packet(then, client, backend, b"to"));

@@ -92,7 +92,7 @@ impl Layout {
     pub(super) fn key_to(&self, new: &Self) -> Result<Moves, Mismatch> {
         let lost = self.fields.iter().find(|(name, field)| {
             let kept = new.fields.get(*name);
-            !kept.is_some_and(|kept| (kept.size, kept.count) == (field.size, field.count))
+            kept.is_none_or(|kept| (kept.size, kept.count) != (field.size, field.count))
         });
         let added = new.fields.keys().find(|name| !self.fields.contains_key(*name));
         match lost.map(|(name, _)| name).or(added) {
