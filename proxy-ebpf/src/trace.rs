@@ -203,7 +203,7 @@ fn begin(subject: &Subject) -> Option<&'static mut Event> {
     if unsafe { bpf_ktime_get_coarse_ns() } > trace.until || !trace.wants(subject) {
         return None;
     }
-    if trace.sample > 1 && random() % trace.sample != 0 {
+    if trace.sample > 1 && !random().is_multiple_of(trace.sample) {
         return None;
     }
     let Some(mut room) = EVENTS.reserve(0) else {
@@ -212,8 +212,7 @@ fn begin(subject: &Subject) -> Option<&'static mut Event> {
         return None;
     };
     let event: *mut Event = MaybeUninit::as_mut_ptr(&mut room);
-    // Its owner is to be submitted, which `submit` does by the pointer: a subprogram cannot hand on more.
-    core::mem::forget(room);
+    // `submit` goes by the pointer, since a subprogram cannot hand on more; dropping the owner does nothing.
     clear(event);
     // SAFETY: the room is an event's, aligned to 8, and every byte was written; it is ours until it is submitted.
     let event = unsafe { &mut *event };

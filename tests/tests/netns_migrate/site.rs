@@ -292,7 +292,11 @@ pub(crate) fn assert_undisturbed(running: Vec<(String, Running)>) {
         let samples = running.stop();
         let failures = traffic::failures(&samples);
         // Nobody sends a datagram again but its client.
-        let allowed = if name.starts_with("UDP") { samples.len() / UDP_LOST } else { 0 };
+        let allowed = if name.starts_with("UDP") {
+            samples.len() / UDP_LOST
+        } else {
+            0
+        };
         assert!(
             failures.len() <= allowed,
             "{name}: {} of {} requests failed, this long ago: {:?}",
