@@ -18,7 +18,7 @@ use proxy_tests::world::{World, names, vips};
 use serde_json::Value;
 
 /// How often everything happens, unless [`ROUNDS_VARIABLE`] says so: starts of an agent take a second or two each.
-const ROUNDS: usize = 8;
+const ROUNDS: usize = 4;
 /// For a longer run: 100 take half an hour.
 const ROUNDS_VARIABLE: &str = "EBPF_PROXY_ROUNDS";
 /// Small maps: a start is not to wait for the kernel to clear memory that no test needs.
