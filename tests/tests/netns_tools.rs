@@ -278,7 +278,7 @@ fn doctor_names_what_is_wrong() {
         "kube-proxy nftables",
         "fail",
         "table kube-proxy",
-        "kube-proxy --cleanup",
+        "proxy-agent migrate remove-rules",
     );
     assert_said(
         &found,
