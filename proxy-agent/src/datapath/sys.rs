@@ -182,32 +182,45 @@ pub(crate) fn lookup_batch<K: Pod, V: Pod>(
     loop {
         let mut keys = vec![K::zeroed(); room as usize];
         let mut values = vec![V::zeroed(); room as usize];
-        let mut next = 0u32;
-        let mut attr = Batch {
-            in_batch: cursor.position.as_ref().map_or(0, address),
-            out_batch: std::ptr::from_mut(&mut next).addr() as u64,
-            keys: keys.as_mut_ptr().addr() as u64,
-            values: values.as_mut_ptr().addr() as u64,
-            count: room,
-            map_fd: map.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
+        let places = [keys.as_mut_ptr().addr(), values.as_mut_ptr().addr()];
+        let Some(count) = next_batch(map, &mut cursor.position, places, room)? else {
+            room *= 2;
+            continue;
         };
-        let result = bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr);
-        let at_end = match result {
-            Ok(_) => false,
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-            // One bucket holds more than there is room for.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => {
-                room *= 2;
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        cursor.position = (!at_end).then_some(next);
-        entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
-        return Ok(at_end);
+        entries.extend(keys.into_iter().zip(values).take(count));
+        return Ok(cursor.position.is_none());
     }
+}
+
+/// Reads up to `room` entries from `position` on, which is unset at first and again at the end, to where keys and values have room for so
+/// many; gives how many there were. `None`: one bucket holds more than there is room for.
+fn next_batch(
+    map: BorrowedFd<'_>,
+    position: &mut Option<u32>,
+    [keys, values]: [usize; 2],
+    room: u32,
+) -> io::Result<Option<usize>> {
+    /// No bucket is that large.
+    const ENOUGH: u32 = 1 << 20;
+    let mut next = 0u32;
+    let mut attr = Batch {
+        in_batch: position.as_ref().map_or(0, address),
+        out_batch: std::ptr::from_mut(&mut next).addr() as u64,
+        keys: keys as u64,
+        values: values as u64,
+        count: room,
+        map_fd: map.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let at_end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
+        Ok(_) => false,
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < ENOUGH => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    *position = (!at_end).then_some(next);
+    Ok(Some(attr.count as usize))
 }
 
 /// The values of all CPUs in up to `wanted` slots of a per-CPU array, `words` in each, from the slot behind `last` on.

@@ -143,7 +143,7 @@ impl Rules {
             ("filter-forward", "service-endpoints-check"),
             ("filter-output", "service-endpoints-check"),
         ] {
-            self.expect(&table, base, chain);
+            self.must_lead(&table, base, chain);
         }
         let leads_to = |chain: &str, map: &str| {
             let rules = table.chains.get(chain).map_or(&[][..], |chain| &chain.rules);
@@ -206,9 +206,9 @@ impl Rules {
             return Ok(false);
         };
         for base in ["PREROUTING", "OUTPUT"] {
-            self.expect(&nat, base, services);
+            self.must_lead(&nat, base, services);
         }
-        self.expect(&nat, services, "KUBE-NODEPORTS");
+        self.must_lead(&nat, services, "KUBE-NODEPORTS");
         for (chain, is_node_port) in [(services, false), ("KUBE-NODEPORTS", true)] {
             for rule in rules(&nat, chain) {
                 let Some(frontend) = frontend_of(is_v4, rule, is_node_port) else {
@@ -227,7 +227,7 @@ impl Rules {
             ("KUBE-EXTERNAL-SERVICES", &["INPUT", "FORWARD"]),
         ] {
             for base in bases {
-                self.expect(&filter, base, chain);
+                self.must_lead(&filter, base, chain);
             }
             for rule in rules(&filter, chain) {
                 let serves = match rule.action {
@@ -245,7 +245,7 @@ impl Rules {
     }
 
     /// Notes if a chain does not lead to another.
-    fn expect(&mut self, table: &Table, from: &str, to: &str) {
+    fn must_lead(&mut self, table: &Table, from: &str, to: &str) {
         if !rules(table, from)
             .iter()
             .any(|rule| rule.targets().iter().any(|target| target == to))

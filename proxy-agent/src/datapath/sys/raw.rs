@@ -10,7 +10,7 @@ use std::path::Path;
 use aya_obj::generated::{bpf_cmd, bpf_map_type};
 use bytemuck::{Pod, Zeroable};
 
-use super::{Batch, Element, Info, bpf, new_fd, open_pin};
+use super::{Batch, Element, Info, bpf, new_fd, next_batch, open_pin};
 
 /// The start of the kernel's `bpf_map_info`.
 #[repr(C)]
@@ -182,30 +182,13 @@ impl RawMap {
                 keys: vec![0; room * self.key_size()],
                 values: vec![0; room * self.room],
             };
-            let mut next = 0u32;
-            let mut attr = Batch {
-                in_batch: position.as_ref().map_or(0, |at| std::ptr::from_ref(at).addr() as u64),
-                out_batch: std::ptr::from_mut(&mut next).addr() as u64,
-                keys: entries.keys.as_mut_ptr().addr() as u64,
-                values: entries.values.as_mut_ptr().addr() as u64,
-                count: room as u32,
-                map_fd: self.fd.as_raw_fd() as u32,
-                elem_flags: 0,
-                flags: 0,
+            let places = [entries.keys.as_mut_ptr().addr(), entries.values.as_mut_ptr().addr()];
+            let Some(count) = next_batch(self.fd(), position, places, room as u32)? else {
+                room *= 2;
+                continue;
             };
-            let at_end = match bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) {
-                Ok(_) => false,
-                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // One bucket holds more than there is room for.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => {
-                    room *= 2;
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            *position = (!at_end).then_some(next);
-            entries.keys.truncate(attr.count as usize * self.key_size());
-            entries.values.truncate(attr.count as usize * self.room);
+            entries.keys.truncate(count * self.key_size());
+            entries.values.truncate(count * self.room);
             return Ok(entries);
         }
     }
