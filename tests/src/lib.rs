@@ -22,6 +22,7 @@ pub mod maps;
 pub mod netns;
 pub mod process;
 pub mod programs;
+pub mod results;
 pub mod service;
 pub mod shared;
 pub mod sniff;
