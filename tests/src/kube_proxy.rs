@@ -1,6 +1,7 @@
 //! The real kube-proxy, in the network namespace of a node. Used by the tests of the way from it and back to it.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -39,6 +40,26 @@ pub struct KubeProxy {
 impl KubeProxy {
     /// Starts it and waits until it has written its rules for the first time.
     pub fn start(netns: &Netns, node: &str, kubeconfig: &Path, mode: Mode) -> Result<Self> {
+        let mut proxy = Self::launch(netns, node, kubeconfig, mode, &[])?;
+        let is_up = || {
+            netns.run(|| {
+                http::get(HEALTHZ.parse().ok()?, "/healthz")
+                    .ok()
+                    .filter(|answer| answer.status == 200)
+            })
+        };
+        let ready = process::wait_until(START, || {
+            let exited = proxy.has_exited();
+            (exited || is_up().is_some()).then_some(!exited)
+        });
+        if ready != Some(true) {
+            bail!("kube-proxy does not come up; it says\n{}", proxy.log());
+        }
+        Ok(proxy)
+    }
+
+    /// Starts it with further options and does not wait.
+    pub fn launch(netns: &Netns, node: &str, kubeconfig: &Path, mode: Mode, options: &[&str]) -> Result<Self> {
         let dir = leftovers::temp_dir("kube-proxy")?;
         let word = if mode == Mode::Nftables { "nftables" } else { "iptables" };
         let mut command = netns.command(program("kube-proxy")?);
@@ -61,23 +82,24 @@ impl KubeProxy {
         ]);
         command.args(["--conntrack-tcp-timeout-close-wait", "0"]);
         command.env("PATH", path(dir.path(), mode)?);
+        command.args(options);
         let child = process::spawn_logged(command, &dir.path().join("log"))?;
-        let mut proxy = Self { child, dir };
-        let is_up = || {
-            netns.run(|| {
-                http::get(HEALTHZ.parse().ok()?, "/healthz")
-                    .ok()
-                    .filter(|answer| answer.status == 200)
-            })
-        };
-        let ready = process::wait_until(START, || {
-            let exited = proxy.child.try_wait().is_ok_and(|status| status.is_some());
-            (exited || is_up().is_some()).then_some(!exited)
-        });
-        if ready != Some(true) {
-            bail!("kube-proxy does not come up; it says\n{}", proxy.log());
-        }
-        Ok(proxy)
+        Ok(Self { child, dir })
+    }
+
+    /// Has it ended by itself?
+    pub fn has_exited(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its metrics are, within its namespace.
+    pub fn metrics_address() -> SocketAddr {
+        METRICS.parse().expect("a constant")
     }
 
     /// What it wrote so far.

@@ -27,6 +27,7 @@ pub mod service;
 pub mod shared;
 pub mod sniff;
 pub mod sockets;
+pub mod standin;
 pub mod stats;
 pub mod topology;
 pub mod traffic;

@@ -1,6 +1,6 @@
 //! What the kernel holds for a frontend, read from an agent's pinned maps: how a test knows that a change has arrived.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -55,6 +55,38 @@ fn frontend<A: Address>(bpf_dir: &Path, key: FrontendKey<A>) -> Result<Option<Fr
         Ok(frontend) => Ok(Some(frontend.0)),
         Err(aya::maps::MapError::KeyNotFound) => Ok(None),
         Err(error) => Err(error).context("reading a frontend"),
+    }
+}
+
+/// The frontends of IPv4, open to be asked often.
+pub struct Frontends4(HashMap<MapData, Plain<FrontendKey<Addr4>>, Plain<Frontend>>);
+
+impl Frontends4 {
+    /// Opens the map of an agent.
+    pub fn open(bpf_dir: &Path) -> Result<Self> {
+        Ok(Self(Map::HashMap(open(bpf_dir, names::FRONTENDS[0])?).try_into()?))
+    }
+
+    /// A TCP frontend.
+    pub fn get(&self, address: Ipv4Addr, port: u16) -> Result<Option<Frontend>> {
+        let key = FrontendKey::new(Addr4::from(address), Port::new(port), Protocol::Tcp.number());
+        match self.0.get(&Plain(key), 0) {
+            Ok(frontend) => Ok(Some(frontend.0)),
+            Err(aya::maps::MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("reading a frontend"),
+        }
+    }
+
+    /// How many frontends lead somewhere, and to how many endpoints in all.
+    pub fn held(&self) -> Result<(usize, usize)> {
+        let mut held = (0, 0);
+        for entry in self.0.iter() {
+            let (_, frontend) = entry?;
+            if frontend.0.cluster.count > 0 {
+                held = (held.0 + 1, held.1 + frontend.0.cluster.count as usize);
+            }
+        }
+        Ok(held)
     }
 }
 

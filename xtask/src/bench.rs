@@ -18,6 +18,8 @@ enum What {
     Packet,
     /// From a Service written with kubectl to the first packet that reaches a backend.
     Latency,
+    /// Starts, changes and memory in clusters of up to 50,000 Services, beside the real kube-proxy.
+    Plane,
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -27,6 +29,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         What::Latency => {
             setup::kubernetes()?;
             "bench-latency"
+        }
+        What::Plane => {
+            setup::kubernetes()?;
+            "bench-plane"
         }
     };
     let agent = build::agent(true)?;
