@@ -6,9 +6,12 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
@@ -34,6 +37,9 @@ pub(super) static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR")
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two looks at the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Programs that are verified at a time, at most: each takes some tens of megabytes of the kernel's memory meanwhile.
+const VERIFIERS: usize = 4;
 
 /// Where things are pinned.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -239,7 +245,7 @@ pub(crate) fn lock(dir: &Path) -> Result<File, DatapathError> {
         if started.elapsed() > LOCK_PATIENCE {
             return Err(DatapathError::Busy(dir.to_owned()));
         }
-        std::thread::sleep(LOCK_INTERVAL);
+        thread::sleep(LOCK_INTERVAL);
     }
 }
 
@@ -359,17 +365,36 @@ fn load_programs(ebpf: &mut Ebpf, socket_lb: SocketLb) -> Result<Programs, Datap
         SocketLb::Off => &[],
         SocketLb::Host | SocketLb::All => &names::SOCKET_PROGRAMS,
     };
-    let mut fds = HashMap::new();
-    for name in packet.iter().chain(socket) {
-        let program = ebpf
-            .program_mut(name)
-            .ok_or_else(|| DatapathError::Incomplete(format!("program {name}")))?;
-        let fd = load_program(program).map_err(|source| DatapathError::Program {
-            name: (*name).to_owned(),
-            source: Box::new(source),
-        })?;
-        fds.insert((*name).to_owned(), fd);
+    let wanted: Vec<&str> = packet.iter().chain(socket).copied().collect();
+    let found: HashMap<&str, &mut Program> = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name)).collect();
+    if let Some(missing) = wanted.iter().find(|name| !found.contains_key(*name)) {
+        return Err(DatapathError::Incomplete(format!("program {missing}")));
     }
+    // Each is the work of one processor for up to a second, and the kernel takes several at a time.
+    let waiting = Mutex::new(found.into_iter());
+    let take = || waiting.lock().map_or(None, |mut waiting| waiting.next());
+    let work = || {
+        let mut fds = HashMap::new();
+        while let Some((name, program)) = take() {
+            let fd = load_program(program).map_err(|source| DatapathError::Program {
+                name: name.to_owned(),
+                source: Box::new(source),
+            })?;
+            fds.insert(name.to_owned(), fd);
+        }
+        Ok(fds)
+    };
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(VERIFIERS);
+    let fds = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let mut all = HashMap::new();
+        for worker in workers {
+            let fds: Result<HashMap<String, OwnedFd>, DatapathError> =
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            all.extend(fds?);
+        }
+        Ok::<_, DatapathError>(all)
+    })?;
     Ok(Programs { fds })
 }
 

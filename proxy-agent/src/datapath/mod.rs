@@ -28,6 +28,7 @@ mod node_port_addresses;
 mod options;
 pub(crate) mod probe;
 mod ranges;
+mod readers;
 mod remains;
 mod settings;
 mod sync;
@@ -52,6 +53,7 @@ use self::flows::{Departed, Services};
 use self::gc::Collector;
 use self::links::Links;
 use self::loader::Loaded;
+use self::readers::Readers;
 use self::settings::NodeSettings;
 use self::sync::{GRACE, Sync};
 use self::tables::{BpfTables, FamilyTables};
@@ -100,6 +102,7 @@ pub struct Datapath {
     service_metrics: bool,
     sockets: Option<Sockets>,
     links: Links,
+    readers: Readers,
     collectors: [Collector; 2],
     /// Flows to look at again, and when.
     sweep: Option<(Duration, Services)>,
@@ -222,6 +225,7 @@ impl Datapath {
             service_metrics: options.service_metrics,
             sockets,
             links,
+            readers: Readers::new(sys::synchronize),
             collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
             sweep: None,
             departed: Vec::new(),
@@ -326,8 +330,9 @@ impl Datapath {
             self.forget_clients(&mut report);
         }
         if self.sync.has_idle() {
-            sys::synchronize();
-            self.sync.free_idle(&mut self.tables, now, &mut report);
+            if let Some(before) = self.readers.gone_before(now) {
+                self.sync.free_idle(&mut self.tables, before, &mut report);
+            }
             if report.slots_freed > 0 {
                 // What did not fit may fit now.
                 self.retry = (now, SOON);

@@ -225,8 +225,11 @@ impl ClusterState {
 
     /// A slice of this service changed; `old` is what it was.
     fn touch(&mut self, owner: ObjectName, old: Option<&EndpointSlice>) {
-        let lost =
-            |entry: &ServiceEntry| old.is_some_and(|old| entry.has_lost::<Addr4>(old) || entry.has_lost::<Addr6>(old));
+        let lost = |entry: &ServiceEntry| {
+            old.is_some_and(|old| {
+                !entry.has_only(old) && (entry.has_lost::<Addr4>(old) || entry.has_lost::<Addr6>(old))
+            })
+        };
         if !self.dirty.contains(&owner) && self.services.get(&owner).is_some_and(lost) {
             self.settling.insert(owner);
         } else {
@@ -320,6 +323,13 @@ impl ServiceEntry {
         A::endpoints(&old.endpoints)
             .iter()
             .any(|e| e.is_ready() && !is_there(e.addr))
+    }
+
+    /// Is `old` still there, and the only slice of its family? What it lost has no other slice to turn up in: whoever moves an endpoint
+    /// into a new slice makes that one first.
+    fn has_only(&self, old: &EndpointSlice) -> bool {
+        let others = |slice: &&EndpointSlice| slice.endpoints.family() == old.endpoints.family();
+        self.slices.contains_key(&old.name.name) && self.slices.values().filter(others).count() == 1
     }
 
     fn is_unused(&self) -> bool {

@@ -142,6 +142,22 @@ fn an_endpoint_between_two_slices_is_waited_for() {
     assert_eq!(state.taken(), ["default/web:http/TCP gone"]);
 }
 
+/// S42: where there is no other slice, nothing is on its way to one.
+#[test]
+fn what_the_only_slice_lost_is_gone() {
+    let mut state = listed();
+    state.put_service(web());
+    state.put_slice(slice("a", "web", &[TCP80], &[("10.0.0.1", READY), ("10.0.0.2", READY)]));
+    state.put_slice(slice("six", "web", &[TCP80], &[("fd00::1", READY)]));
+    assert_eq!(state.taken(), ["default/web:http/TCP 2"]);
+    state.put_slice(slice("a", "web", &[TCP80], &[("10.0.0.1", READY)]));
+    assert!(state.has_changes() && !state.is_settling());
+    assert_eq!(state.taken(), ["default/web:http/TCP 1"]);
+    // One that is deleted may be made again.
+    state.apply(Change::Slice(object("a"), None, None));
+    assert!(state.is_settling() && !state.has_changes());
+}
+
 #[test]
 fn only_what_changed_is_planned() {
     let mut state = listed();
