@@ -14,6 +14,7 @@ mod dry_run;
 mod duration;
 pub mod gates;
 pub mod health;
+mod heap;
 pub mod inspect;
 pub mod metrics;
 pub mod migrate;

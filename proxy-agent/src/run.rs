@@ -19,6 +19,7 @@ use crate::datapath::{Datapath, SyncReport};
 use crate::health::events::Events;
 use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
+use crate::heap;
 use crate::metrics::{self, Metrics, StatsRequest};
 use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
@@ -30,6 +31,8 @@ use crate::source::{self, Event};
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// A ready endpoint that is in no slice any more is withdrawn after this, unless it has turned up in another one (S42).
 const SETTLING: Duration = Duration::from_millis(5);
+/// Services planned at once from which on the heap is tidied up afterwards: lists, not changes.
+const MANY: usize = 1_000;
 /// Events taken in before they are applied, at most: a busy source must not keep them from being applied.
 const BATCH: usize = 4096;
 /// Events that may wait for the owner; sources wait beyond that.
@@ -305,6 +308,9 @@ impl Owner {
             tracing::info!(services, written = report.written, deleted = report.deleted, "ready");
         }
         let now = Instant::now();
+        if services >= MANY {
+            heap::trim();
+        }
         self.last_apply = Some(now);
         let (written, deleted) = (report.written, report.deleted);
         tracing::debug!(services, written, deleted, took = ?(now - started), "applied");

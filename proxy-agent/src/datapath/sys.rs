@@ -4,19 +4,20 @@
 //! Called by the rest of `datapath` and by `inspect`. Every function is one system call with checked arguments; errors are the
 //! kernel's, callers add the object.
 
+mod mapped;
 pub(crate) mod raw;
 
 use std::ffi::{CString, c_long, c_void};
 use std::io;
-use std::marker::PhantomData;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::NonNull;
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_type};
 use bytemuck::{Pod, Zeroable};
+
+pub(crate) use self::mapped::MappedArray;
 
 /// Attach before every other program of the hook (`BPF_F_BEFORE`, Linux 6.6).
 const BPF_F_BEFORE: u32 = 1 << 3;
@@ -251,96 +252,6 @@ pub(crate) fn lookup_per_cpu_batch(
     }
     values.truncate(attr.count as usize * words);
     Ok(values)
-}
-
-/// A whole array map in our memory (`BPF_F_MMAPABLE`): reading and writing slots costs no system call.
-pub(crate) struct MappedArray<T> {
-    memory: NonNull<u8>,
-    bytes: usize,
-    slots: u32,
-    slot: PhantomData<T>,
-}
-
-// SAFETY: the memory belongs to this value alone within the process; writing needs `&mut`. The kernel's programs only read it.
-unsafe impl<T: Pod + Send> Send for MappedArray<T> {}
-
-impl<T: Pod> MappedArray<T> {
-    /// The kernel gives every slot a multiple of eight bytes.
-    const STRIDE: usize = size_of::<T>().next_multiple_of(8);
-
-    /// Maps the array of `slots` slots; `writable` needs a map that is not frozen.
-    pub(crate) fn new(map: BorrowedFd<'_>, slots: u32, writable: bool) -> io::Result<Self> {
-        let bytes = Self::STRIDE * slots as usize;
-        let access = if writable {
-            libc::PROT_READ | libc::PROT_WRITE
-        } else {
-            libc::PROT_READ
-        };
-        // SAFETY: a fresh mapping at an address the kernel chooses; it is unmapped in `drop` only.
-        let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                access,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let memory = NonNull::new(memory.cast()).ok_or_else(|| io::Error::other("mapped at address zero"))?;
-        Ok(Self {
-            memory,
-            bytes,
-            slots,
-            slot: PhantomData,
-        })
-    }
-
-    /// Slots of the array.
-    pub(crate) fn len(&self) -> u32 {
-        self.slots
-    }
-
-    /// The value of a slot, `None` beyond the end.
-    pub(crate) fn get(&self, index: u32) -> Option<T> {
-        if index >= self.slots {
-            return None;
-        }
-        // SAFETY: the slot lies within the mapping, and every bit pattern is a `T`.
-        Some(unsafe {
-            self.memory
-                .as_ptr()
-                .add(index as usize * Self::STRIDE)
-                .cast::<T>()
-                .read_unaligned()
-        })
-    }
-
-    /// Writes a slot; false beyond the end. The array must have been mapped writable.
-    pub(crate) fn set(&mut self, index: u32, value: T) -> bool {
-        if index >= self.slots {
-            return false;
-        }
-        // SAFETY: the slot lies within the mapping, and no program reads it: it is not published yet.
-        unsafe {
-            self.memory
-                .as_ptr()
-                .add(index as usize * Self::STRIDE)
-                .cast::<T>()
-                .write_unaligned(value);
-        }
-        true
-    }
-}
-
-impl<T> Drop for MappedArray<T> {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped; no reference into it is ever given out.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.bytes) };
-    }
 }
 
 #[repr(C)]

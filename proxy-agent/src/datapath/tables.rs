@@ -283,6 +283,14 @@ impl HasFamily<Addr6> for BpfTables {
     }
 }
 
+fn backends_error<A: Address>(source: io::Error, first: u32, count: u32) -> TableError {
+    let map = names::for_family::<A>(names::BACKENDS);
+    match source.kind() {
+        io::ErrorKind::InvalidInput => TableError::OutOfBounds { map, first, count },
+        _ => TableError::Call { map, source },
+    }
+}
+
 impl<A: Address> FamilyTables<A> for BpfTables
 where
     Self: HasFamily<A, Family = BpfFamily<A>>,
@@ -304,27 +312,13 @@ where
     }
 
     fn backends(&self, first: u32, count: u32) -> Result<Vec<Backend<A>>, TableError> {
-        let backends = &self.family().backends;
-        let end = first.checked_add(count).filter(|end| *end <= backends.len());
-        let slots = end.map(|end| (first..end).filter_map(|slot| backends.get(slot)).collect());
-        slots.ok_or(TableError::OutOfBounds {
-            map: names::for_family::<A>(names::BACKENDS),
-            first,
-            count,
-        })
+        let read = self.family().backends.read(first, count);
+        read.map_err(|error| backends_error::<A>(error, first, count))
     }
 
     fn set_backends(&mut self, first: u32, values: &[Backend<A>]) -> Result<(), TableError> {
-        let backends = &mut self.family_mut().backends;
-        for (slot, value) in (first..).zip(values) {
-            if !backends.set(slot, *value) {
-                return Err(TableError::OutOfBounds {
-                    map: names::for_family::<A>(names::BACKENDS),
-                    first,
-                    count: values.len() as u32,
-                });
-            }
-        }
+        let written = self.family_mut().backends.write(first, values);
+        written.map_err(|error| backends_error::<A>(error, first, values.len() as u32))?;
         // The frontend write that publishes the slots is a system call that takes a bucket's lock and releases it again, so no
         // CPU sees the frontend before the slots. The fence keeps the compiler from moving the stores behind that call.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);

@@ -9,6 +9,7 @@ pub mod address;
 pub(crate) mod fixtures;
 mod networks;
 pub mod slice;
+mod slices;
 pub mod state;
 
 use std::net::IpAddr;

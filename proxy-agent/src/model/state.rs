@@ -5,7 +5,7 @@
 //! or a plan that was handed out (S12); nothing is handed out before every kind has been listed once (S160).
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Protocol};
 
 use super::networks::ServiceNetworks;
+use super::slices::Slices;
 use super::{Change, EndpointSlice, Family, Node, ObjectName, Service};
 use crate::plan::{HealthCheck, NoLocal, NodeContext, ServicePortName, ServicePortPlan, health_check, plan_service};
 
@@ -49,7 +50,7 @@ pub struct PendingChanges {
 #[derive(Debug, Default)]
 struct ServiceEntry {
     service: Option<Service>,
-    slices: BTreeMap<Arc<str>, EndpointSlice>,
+    slices: Slices,
     /// Ports whose plan was handed out: those that must be withdrawn when they are not planned any more.
     planned: Vec<(Box<str>, Protocol)>,
     /// What was handed out last.
@@ -149,7 +150,7 @@ impl ClusterState {
             let check = entry
                 .service
                 .as_ref()
-                .and_then(|service| health_check(service, entry.slices.values()));
+                .and_then(|service| health_check(service, entry.slices.iter()));
             if check != entry.health_check {
                 entry.health_check = check;
                 self.health_checks.push((name, check));
@@ -212,7 +213,7 @@ impl ClusterState {
             if slices.get(&name.name) != Some(&slice) {
                 family = Some(slice.endpoints.family());
                 self.attached.insert(name.clone(), slice.service.clone());
-                let old = slices.insert(name.name.clone(), slice);
+                let old = slices.insert(slice);
                 self.touch(owner, old.as_ref());
             }
         }
@@ -291,7 +292,7 @@ impl ServiceEntry {
         changes: &mut Vec<(ServicePortName, Option<ServicePortPlan>)>,
     ) {
         let plans = match &self.service {
-            Some(service) => plan_service(service, self.slices.values(), context),
+            Some(service) => plan_service(service, self.slices.iter(), context),
             None => Vec::new(),
         };
         self.no_local = NoLocal::default();
@@ -318,7 +319,7 @@ impl ServiceEntry {
     /// Was a ready endpoint in `old` that is in no slice any more?
     fn has_lost<A: Family>(&self, old: &EndpointSlice) -> bool {
         // Most endpoints stay where they were, so that slice is looked at first.
-        let slices = || self.slices.get(&old.name.name).into_iter().chain(self.slices.values());
+        let slices = || self.slices.get(&old.name.name).into_iter().chain(self.slices.iter());
         let is_there = |addr: A| slices().any(|slice| A::endpoints(&slice.endpoints).iter().any(|e| e.addr == addr));
         A::endpoints(&old.endpoints)
             .iter()
@@ -329,7 +330,7 @@ impl ServiceEntry {
     /// into a new slice makes that one first.
     fn has_only(&self, old: &EndpointSlice) -> bool {
         let others = |slice: &&EndpointSlice| slice.endpoints.family() == old.endpoints.family();
-        self.slices.contains_key(&old.name.name) && self.slices.values().filter(others).count() == 1
+        self.slices.get(&old.name.name).is_some() && self.slices.iter().filter(others).count() == 1
     }
 
     fn is_unused(&self) -> bool {

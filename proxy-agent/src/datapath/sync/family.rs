@@ -5,7 +5,7 @@
 
 mod audit;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use proxy_common::addr::Address;
@@ -15,6 +15,7 @@ use proxy_common::frontend::{
 };
 use proxy_common::names;
 
+use super::claims::Claims;
 use super::cluster_ips::ClusterIps;
 use super::ids::Ids;
 use super::sources::Sources;
@@ -24,9 +25,6 @@ use crate::datapath::ranges::Ranges;
 use crate::datapath::tables::FamilyTables;
 use crate::plan::{Endpoints, FamilyPlan, FrontendPlan};
 
-/// Who may have a frontend: the smallest wins (S37).
-type Claim = (i64, Name);
-
 /// State of one family.
 pub(crate) struct FamilySync<A> {
     ranges: Ranges,
@@ -35,7 +33,7 @@ pub(crate) struct FamilySync<A> {
     /// What the kernel holds.
     frontends: HashMap<FrontendKey<A>, Frontend>,
     /// Who wants which frontend, with its flags.
-    claims: HashMap<FrontendKey<A>, BTreeMap<Claim, u32>>,
+    claims: Claims<A>,
     services: HashMap<Name, Service<A>>,
     /// Services whose ranges may differ from their plan.
     pending_services: BTreeSet<Name>,
@@ -87,7 +85,7 @@ impl<A: Address> FamilySync<A> {
             sources: Sources::adopt(tables)?,
             cluster_ips: ClusterIps::adopt(tables)?,
             frontends,
-            claims: HashMap::new(),
+            claims: Claims::new(),
             services: HashMap::new(),
             pending_services: BTreeSet::new(),
             pending_keys: BTreeSet::new(),
@@ -107,12 +105,7 @@ impl<A: Address> FamilySync<A> {
         if let Some(old) = &old {
             for frontend in &old.plan.frontends {
                 let key = key_of(name, frontend);
-                if let Some(claims) = self.claims.get_mut(&key) {
-                    claims.remove(&(old.created, name.clone()));
-                    if claims.is_empty() {
-                        self.claims.remove(&key);
-                    }
-                }
+                self.claims.remove(&key, &(old.created, name.clone()));
                 self.pending_keys.insert(key);
             }
         }
@@ -125,9 +118,8 @@ impl<A: Address> FamilySync<A> {
         };
         for frontend in &plan.frontends {
             let key = key_of(name, frontend);
-            let claims = self.claims.entry(key).or_default();
-            claims.insert((created, name.clone()), frontend.flags);
-            if let (Some((_, winner)), true) = (claims.keys().next(), claims.len() > 1 && key.protocol != 0) {
+            let winner = self.claims.add(key, (created, name.clone()), frontend.flags);
+            if let Some(winner) = winner.filter(|_| key.protocol != 0) {
                 tracing::warn!(address = %frontend.addr, port = %frontend.port, protocol = %name.protocol, %winner,
                     claimed_by = %name, "several services claim one frontend");
             }
@@ -161,7 +153,7 @@ impl<A: Address> FamilySync<A> {
 
     /// Everything in the kernel that nobody claims is to be removed.
     pub(super) fn stage_leftovers(&mut self, now: Duration) {
-        let unclaimed = self.frontends.keys().filter(|key| !self.claims.contains_key(key));
+        let unclaimed = self.frontends.keys().filter(|key| !self.claims.contains(key));
         self.pending_keys.extend(unclaimed);
         self.ranges.retire_unclaimed(now);
         self.sources.stage_leftovers();
@@ -177,7 +169,7 @@ impl<A: Address> FamilySync<A> {
         let unwanted: Vec<_> = self
             .pending_keys
             .iter()
-            .filter(|key| !self.claims.contains_key(key))
+            .filter(|key| !self.claims.contains(key))
             .copied()
             .collect();
         for key in unwanted {
@@ -408,14 +400,14 @@ impl<A: Address> FamilySync<A> {
     }
 
     fn wanted_frontend(&self, key: &FrontendKey<A>, ids: &Ids) -> Option<Frontend> {
-        let ((_, name), flags) = self.claims.get(key)?.first_key_value()?;
+        let (name, flags) = self.claims.winner(key)?;
         let service = self.services.get(name).filter(|service| service.ready)?;
         let id = ids.get(name)?;
         if flags & FRONTEND_UNDEFINED != 0 {
             // It leads nowhere, so it need not be written again when endpoints change.
             return Some(Frontend {
                 service: id,
-                flags: *flags,
+                flags,
                 ..Frontend::default()
             });
         }

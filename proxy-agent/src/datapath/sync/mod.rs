@@ -5,6 +5,7 @@
 //! frontends are written → source ranges nobody wants are removed → after a grace period ranges and ids that nothing refers to are freed. The cost is that of what changed (S166); a failed write
 //! stays pending for its object and the others go on (S167).
 
+mod claims;
 mod cluster_ips;
 mod family;
 mod ids;
