@@ -239,17 +239,26 @@ impl Agent {
 
     /// Like [`Agent::run`], without waiting for the end. The guard waits a moment for the thread, not for ever.
     pub fn spawn<T: Send + 'static>(&self, body: impl FnOnce() -> T + Send + 'static) -> std::thread::JoinHandle<T> {
-        let enter = self.cgroup.entrance();
-        self.netns.spawn(move || {
-            enter().expect("the cgroup exists as long as its guard");
-            body()
-        })
+        self.spawn_in_pod(&self.netns, body)
     }
 
     /// A process of `netns` whose sockets belong to this node's cgroup, as a pod's do.
     pub fn run_in_pod<T: Send>(&self, netns: &Netns, body: impl FnOnce() -> T + Send) -> T {
         netns.run(|| {
             self.cgroup.enter().expect("the cgroup exists as long as its guard");
+            body()
+        })
+    }
+
+    /// [`Agent::run_in_pod`] without waiting for the end.
+    pub fn spawn_in_pod<T: Send + 'static>(
+        &self,
+        netns: &Netns,
+        body: impl FnOnce() -> T + Send + 'static,
+    ) -> std::thread::JoinHandle<T> {
+        let enter = self.cgroup.entrance();
+        netns.spawn(move || {
+            enter().expect("the cgroup exists as long as its guard");
             body()
         })
     }

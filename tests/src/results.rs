@@ -77,6 +77,9 @@ pub enum Against {
     Contender(String),
     /// The value of the same contender at another size.
     Size(u64),
+    /// The same, both in relation to another contender, which is there at both sizes and does not depend on them: what the machine does
+    /// otherwise at another time falls out.
+    SizeBeside(u64, String),
 }
 
 /// How much a value, or a ratio, should be.
@@ -107,6 +110,8 @@ pub mod contender {
     pub const IPTABLES: &str = "kube-proxy iptables";
     /// An XDP program that swaps the addresses of a packet and sends it back: the least that one can do.
     pub const XDP_SWAP: &str = "XDP swap";
+    /// All of them, in the order of the tables.
+    pub const ALL: [&str; 7] = [DIRECT, SOCKET, TC, XDP, NFTABLES, IPTABLES, XDP_SWAP];
 }
 
 impl Row {
@@ -197,7 +202,10 @@ impl Case {
         let mine = self.rows.iter().filter(|row| row.contender == target.contender);
         let meant = mine.filter(|row| target.at.is_none() || row.at == target.at);
         meant
-            .filter(|row| target.against != Against::Size(row.at.unwrap_or_default()))
+            .filter(|row| match target.against {
+                Against::Size(size) | Against::SizeBeside(size, _) => row.at != Some(size),
+                _ => true,
+            })
             .map(|row| (row.at, self.verdict(row, target)))
             .collect()
     }
@@ -207,6 +215,11 @@ impl Case {
             Against::Nothing => row.samples.clone(),
             Against::Contender(other) => ratios(&row.samples, &self.row(other, row.at)?.samples),
             Against::Size(size) => ratios(&row.samples, &self.row(&row.contender, Some(*size))?.samples),
+            Against::SizeBeside(size, other) => {
+                let beside = |row: &Row| Some(ratios(&row.samples, &self.row(other, row.at)?.samples));
+                let before = Spread::of(&beside(self.row(&row.contender, Some(*size))?)?)?.median;
+                beside(row)?.iter().map(|ratio| ratio / before).collect()
+            }
         };
         let reached = Spread::of(&values)?;
         Some(Verdict {
@@ -294,6 +307,13 @@ mod tests {
         let verdicts = case().verdicts(&target(Against::Size(1), Bound::Around(0.03)));
         let [(Some(9), Some(verdict))] = verdicts[..] else {
             panic!("{verdicts:?}")
+        };
+        assert!(verdict.is_met && verdict.reached.median == 1.0, "{verdict:?}");
+        let mut drifted = case();
+        drifted.row_mut("b", Some(9)).samples = vec![5.0, 14.5, 10.5];
+        let beside = target(Against::SizeBeside(1, "b".into()), Bound::Around(0.03));
+        let [(Some(9), Some(verdict))] = drifted.verdicts(&beside)[..] else {
+            panic!("one size but the first")
         };
         assert!(verdict.is_met && verdict.reached.median == 1.0, "{verdict:?}");
         let value = target(Against::Nothing, Bound::AtMost(19.0));

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use self::objects::Size;
@@ -112,6 +112,37 @@ impl StandIn {
         let version = store.next_version();
         let slice = objects::slice(service, addresses.iter().copied(), version);
         store.replace(Kind::EndpointSlice, service as usize, slice)
+    }
+
+    /// Adds a Service, an EndpointSlice or a Node, and tells whoever watches. Generated objects are counted from the first one on, so
+    /// [`StandIn::set_endpoints`] is for stand-ins without added ones.
+    pub fn add(&self, object: &Value) {
+        let mut object = object.clone();
+        let kind = Kind::named(object["kind"].as_str().unwrap_or_default()).expect("a kind that is served");
+        let mut store = self.store();
+        object["metadata"]["resourceVersion"] = json!(store.next_version().to_string());
+        // As in a list, these are not repeated.
+        for field in ["kind", "apiVersion"] {
+            object.as_object_mut().map(|fields| fields.remove(field));
+        }
+        store.add(kind, object.to_string());
+    }
+
+    /// Adds generated Services, each with its EndpointSlice of as many endpoints as the stand-in began with, up to this number.
+    pub fn grow(&mut self, services: u32) {
+        let numbers = self.size.services..services;
+        self.size.services = self.size.services.max(services);
+        for number in numbers {
+            let mut store = self.store();
+            let version = store.next_version();
+            let addresses = (0..self.size.endpoints).map(|endpoint| objects::endpoint_ip(self.size, number, endpoint));
+            let (service, slice) = (
+                objects::service(number, version),
+                objects::slice(number, addresses, version),
+            );
+            store.add(Kind::Service, service);
+            store.add(Kind::EndpointSlice, slice);
+        }
     }
 
     fn store(&self) -> std::sync::MutexGuard<'_, Store> {

@@ -89,15 +89,14 @@ fn failure(code: StatusCode, reason: &str, message: &str) -> Response {
 }
 
 async fn node(State(shared): State<Shared>, Path(name): Path<String>) -> Response {
-    let mut store = shared.store();
-    if name != store.node {
+    let parameters = Parameters::from([("fieldSelector".to_owned(), format!("metadata.name={name}"))]);
+    let Some(text) = shared.objects(Kind::Node, &parameters).pop() else {
         return failure(
             StatusCode::NOT_FOUND,
             "NotFound",
             &format!("nodes \"{name}\" not found"),
         );
-    }
-    let text = store.of(Kind::Node).objects[0].clone();
+    };
     let text = String::from_utf8_lossy(&text).replacen('{', &Kind::Node.head(), 1);
     with_type(StatusCode::OK, text)
 }
@@ -138,19 +137,22 @@ impl Shared {
         }
     }
 
-    /// Is this about another node than the one there is?
-    fn selects_nothing(&self, kind: Kind, parameters: &Parameters) -> bool {
-        let wanted = parameters
-            .get("fieldSelector")
-            .and_then(|selector| selector.strip_prefix("metadata.name="));
-        kind == Kind::Node && wanted.is_some_and(|name| name != self.store().node)
+    /// Leaves what a field selector names; only Nodes are asked for by name.
+    fn select(kind: Kind, parameters: &Parameters, objects: &mut Vec<Bytes>) {
+        let selector = parameters.get("fieldSelector");
+        let wanted = selector.and_then(|selector| selector.strip_prefix("metadata.name="));
+        if let (Kind::Node, Some(wanted)) = (kind, wanted) {
+            objects.retain(|object| {
+                let value: Value = serde_json::from_slice(object).unwrap_or_default();
+                value["metadata"]["name"] == wanted
+            });
+        }
     }
 
     fn objects(&self, kind: Kind, parameters: &Parameters) -> Vec<Bytes> {
-        if self.selects_nothing(kind, parameters) {
-            return Vec::new();
-        }
-        self.store().of(kind).objects.clone()
+        let mut objects = self.store().of(kind).objects.clone();
+        Self::select(kind, parameters, &mut objects);
+        objects
     }
 
     /// A page of a list, or all of it. The token of a page is where it begins.
@@ -205,9 +207,7 @@ impl Shared {
             };
             (objects, version, receiver)
         };
-        if self.selects_nothing(kind, parameters) {
-            objects.clear();
-        }
+        Self::select(kind, parameters, &mut objects);
         let mark = initial.then(|| bookmark(kind, version, true).into_bytes());
         let mut pieces = objects
             .into_iter()

@@ -22,6 +22,10 @@ pub(super) enum Kind {
 impl Kind {
     const ALL: [Self; 4] = [Self::Service, Self::EndpointSlice, Self::Node, Self::ServiceCidr];
 
+    pub(super) fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",
@@ -65,7 +69,6 @@ pub(super) struct Objects {
 pub(super) struct Store {
     kinds: [Objects; 4],
     pub(super) version: u64,
-    pub(super) node: String,
     pub(super) events: Vec<String>,
 }
 
@@ -90,7 +93,6 @@ impl Store {
                 all(vec![objects::service_cidr(version)]),
             ],
             version,
-            node: node.to_owned(),
             events: Vec::new(),
         }
     }
@@ -114,6 +116,16 @@ impl Store {
         let now = Instant::now();
         objects.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
         now
+    }
+
+    /// An object that is new; it carries the current version.
+    pub(super) fn add(&mut self, kind: Kind, object: String) {
+        let version = self.version;
+        let event = Bytes::from(kind.event("ADDED", &object));
+        let objects = self.of(kind);
+        objects.objects.push(object.into());
+        objects.history.push((version, event.clone()));
+        objects.watchers.retain(|watcher| watcher.send(event.clone()).is_ok());
     }
 
     /// What happens to a kind from now on, and what happened since a version.
