@@ -2,6 +2,7 @@
 //! pace ([`Stage::healthy`]), then everything that an alert is about ([`Stage::troubled`]). Needs two nodes whose agents were started
 //! with [`OPTIONS`] and [`Agent::open_metrics`], and Prometheus ([`watch`]).
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -47,6 +48,8 @@ const REWRITES: u16 = 16_384;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// In place of Grafana's `$__rate_interval`.
 const WINDOW: Duration = Duration::from_secs(20);
+/// The same for what happened once and is still to be seen.
+const LONG_WINDOW: Duration = Duration::from_secs(120);
 const PROMETHEUS_PORT: u16 = 9090;
 const HEALTH: &str = "127.0.0.1:10256";
 
@@ -71,6 +74,8 @@ pub struct Stage<'a> {
     /// The longest time until a change of endpoints was in effect on both nodes.
     longest_arrival: Arc<Mutex<Duration>>,
     began: SystemTime,
+    /// Alerts that have fired, each for whom.
+    fired: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Starts Prometheus in the underlay, with the alert rules, their patience cut down to a second.
@@ -97,6 +102,7 @@ impl<'a> Stage<'a> {
             load: Load::new(),
             longest_arrival: Arc::default(),
             began: SystemTime::now(),
+            fired: BTreeMap::new(),
         };
         stage.wait_for_services()?;
         stage.load = Load::new();
@@ -218,14 +224,15 @@ impl<'a> Stage<'a> {
     /// Each panel for each node, and for both together with what is true.
     fn panels(&self, troubled: bool) -> Result<Findings> {
         let mut promises = self.promises(troubled)?;
+        let window = if troubled { LONG_WINDOW } else { WINDOW };
         let mut findings = Findings::default();
         for query in queries()? {
             // As Grafana writes one value and several.
             for instance in ["node1", "(node1|node2)"] {
-                let found = self.cast.prometheus.query(&query.with(instance, WINDOW))?;
+                let found = self.cast.prometheus.query(&query.with(instance, window))?;
                 ensure!(!found.is_empty(), "{}: {instance} has no {}", query.panel, query.legend);
             }
-            let found = self.cast.prometheus.query(&query.with(".*", WINDOW))?;
+            let found = self.cast.prometheus.query(&query.with(".*", window))?;
             promises.compare(&query, &found, &mut findings);
         }
         promises.missing(&mut findings);

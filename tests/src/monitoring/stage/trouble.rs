@@ -119,29 +119,37 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn await_alerts(&self, expected: &[Expected]) -> Result<()> {
-        let mut fire = Vec::new();
+    /// Not all have to fire at once: a full connection table is not full any more when what it forgot has been counted.
+    fn await_alerts(&mut self, expected: &[Expected]) -> Result<()> {
+        let (prometheus, fired) = (self.cast.prometheus, &mut self.fired);
         let all = process::wait_until(SOON, || {
             thread::sleep(INTERVAL / 4);
-            fire = self.cast.prometheus.alerts().unwrap_or_default();
-            let each = expected
-                .iter()
-                .all(|(name, whose)| whose_fire(&fire, name).is_superset(&set(whose)));
+            let active = prometheus.alerts().unwrap_or_default();
+            for active in active.iter().filter(|active| active.fires) {
+                fired.entry(active.name.clone()).or_default().insert(whose(active));
+            }
+            let have = |name: &str| fired.get(name).cloned().unwrap_or_default();
+            let each = expected.iter().all(|(name, whose)| have(name).is_superset(&set(whose)));
             each.then_some(())
         });
-        all.with_context(|| format!("not all of these fire within {SOON:?}: {expected:?}; what does: {fire:?}"))
+        all.with_context(|| {
+            format!(
+                "not all of these fire within {SOON:?}: {expected:?}; what does: {:?}",
+                self.fired
+            )
+        })
     }
 
     fn tell_alerts(&self, findings: &mut Findings) -> Result<()> {
-        let fire = self.cast.prometheus.alerts()?;
         let expected: Vec<Expected> = [EVENTS, SLOWNESS, FULLNESS].concat();
         for alert in alerts()? {
             let whose = expected.iter().find(|(name, _)| *name == alert.name);
             let (_, whose) = whose.with_context(|| format!("nothing provokes {}", alert.name))?;
-            let (found, truth) = (whose_fire(&fire, &alert.name), set(whose));
+            let found = self.fired.get(&alert.name).cloned().unwrap_or_default();
+            let truth = set(whose);
             let text = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(", ");
             let is_true = found == truth;
-            findings.add([alert.name, "fires for".into(), text(&found), text(&truth)], is_true);
+            findings.add([alert.name, "fired for".into(), text(&found), text(&truth)], is_true);
         }
         Ok(())
     }
@@ -207,17 +215,11 @@ impl Stage<'_> {
     }
 }
 
-/// The labels of the alerts of this name that fire, without those that all have.
-fn whose_fire(active: &[Active], name: &str) -> BTreeSet<String> {
-    let of_name = active.iter().filter(|active| active.fires && active.name == name);
-    let whose = |active: &Active| {
-        let labels = active
-            .labels
-            .iter()
-            .filter(|(label, _)| !COMMON.contains(&label.as_str()));
-        labels.map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" ")
-    };
-    of_name.map(whose).collect()
+/// The labels of an alert, without those that all have.
+fn whose(active: &Active) -> String {
+    let labels = active.labels.iter();
+    let own = labels.filter(|(label, _)| !COMMON.contains(&label.as_str()));
+    own.map(|(_, value)| value.as_str()).collect::<Vec<_>>().join(" ")
 }
 
 fn set(whose: &[&str]) -> BTreeSet<String> {
