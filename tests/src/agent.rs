@@ -22,6 +22,8 @@ use crate::process;
 
 const HEALTHZ: &str = "127.0.0.1:10256";
 const METRICS: &str = "127.0.0.1:10249";
+/// Where agents serve metrics.
+pub const METRICS_PORT: u16 = 10249;
 /// How long an agent may take until it is ready; a debug build on a loaded machine.
 const START: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(5);
@@ -125,6 +127,13 @@ impl Agent {
     pub fn set_options(&mut self, options: &[&str]) {
         self.args.truncate(self.own_args);
         self.args.extend(options.iter().map(|o| (*o).to_owned()));
+    }
+
+    /// Serves metrics on every address of the node, for somebody outside; from the next [`Agent::launch`] on.
+    pub fn open_metrics(&mut self) {
+        for arg in self.args.iter_mut().filter(|arg| *arg == METRICS) {
+            *arg = format!("0.0.0.0:{METRICS_PORT}");
+        }
     }
 
     /// Makes it another program, from the next [`Agent::launch`] or [`Agent::command`] on; `None` is the usual one.

@@ -124,6 +124,7 @@ pub fn list(objects: &[Value]) -> String {
 }
 
 /// A folder of manifests. Files appear, change and disappear in one step, as an editor or a configuration tool does it.
+#[derive(Clone)]
 pub struct Manifests {
     dir: PathBuf,
     staging: PathBuf,

@@ -2,16 +2,18 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, HashMap, Map, MapData};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::backend::Backend;
 use proxy_common::clock::ticks_of_seconds;
-use proxy_common::frontend::{Frontend, FrontendKey, Origin};
+use proxy_common::frontend::{Frontend, FrontendKey, Origin, Range};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 
+use crate::process;
 use crate::programs::Plain;
 
 /// The backends that new connections to a frontend choose from, sorted; `None` if nobody serves it.
@@ -107,6 +109,52 @@ fn remove<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) ->
         Err(aya::maps::MapError::KeyNotFound) => Ok(false),
         Err(error) => Err(error).context("removing a frontend"),
     }
+}
+
+/// Points a frontend outside of the backend table, behind the agent's back; an error if there is none.
+pub fn misdirect_frontend(bpf_dir: &Path, vip: SocketAddr, protocol: Protocol) -> Result<()> {
+    match vip.ip() {
+        IpAddr::V4(ip) => misdirect(bpf_dir, Addr4::from(ip), vip.port(), protocol),
+        IpAddr::V6(ip) => misdirect(bpf_dir, Addr6::from(ip), vip.port(), protocol),
+    }
+}
+
+fn misdirect<A: Address>(bpf_dir: &Path, addr: A, port: u16, protocol: Protocol) -> Result<()> {
+    let map = Map::HashMap(open(bpf_dir, names::for_family::<A>(names::FRONTENDS))?);
+    let mut frontends: HashMap<MapData, Plain<FrontendKey<A>>, Plain<Frontend>> = map.try_into()?;
+    let key = Plain(FrontendKey::new(addr, Port::new(port), protocol.number()));
+    let mut frontend = frontends.get(&key, 0)?;
+    frontend.0.cluster = Range {
+        first: u32::MAX - 1,
+        count: 1,
+        keep: 0,
+    };
+    Ok(frontends.insert(key, frontend, 0)?)
+}
+
+/// Entries of a pinned map as the kernel lists them, and how many it has room for. Not for arrays, which are always full.
+pub fn occupancy(bpf_dir: &Path, name: &str) -> Result<(usize, u32)> {
+    let map = open(bpf_dir, name)?;
+    let room = map.info()?.max_entries();
+    let entries = match name {
+        "REWRITES4" => rewrites::<Addr4>(map)?,
+        "REWRITES6" => rewrites::<Addr6>(map)?,
+        _ => {
+            let path = pins(bpf_dir).join(name);
+            let dump = process::run(
+                Command::new("bpftool")
+                    .args(["--json", "map", "dump", "pinned"])
+                    .arg(path),
+            )?;
+            serde_json::from_str::<Vec<serde_json::Value>>(&dump)?.len()
+        }
+    };
+    Ok((entries, room))
+}
+
+fn rewrites<A: Address>(map: MapData) -> Result<usize> {
+    let rewrites: HashMap<MapData, Plain<RewriteKey<A>>, Plain<Rewrite<A>>> = Map::LruHashMap(map).try_into()?;
+    Ok(rewrites.keys().filter(Result::is_ok).count())
 }
 
 /// Makes every connection of a node look as if its last packet was longer ago, but not before the machine's start.

@@ -1,12 +1,13 @@
 //! The demo, as a user runs it: it works, it leaves nothing, and what is kept can be removed.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use proxy_tests::agent;
 use proxy_tests::apiserver::ApiServer;
 use proxy_tests::netns::Netns;
+use proxy_tests::{agent, http};
 
 const DEMO: &str = env!("CARGO_BIN_EXE_demo");
 
@@ -80,4 +81,20 @@ fn objects_may_come_from_an_api_server() {
         .kubectl(&["get", "services,endpointslices", "-o", "name", "--all-namespaces"])
         .unwrap();
     assert!(!left.contains("ebpf-proxy-demo"), "{left}");
+}
+
+/// Every panel of the dashboard and every alert: while traffic of all kinds flows at a known pace, and when everything goes wrong that an
+/// alert is about. What is true is known from what was sent, from what was written, and from the kernel. Then Prometheus stays.
+#[test]
+fn prometheus_shows_what_is_true() {
+    let (text, pid) = demo(&mut Command::new(DEMO), &["--prometheus", "--keep"]);
+    println!("{text}");
+    assert!(text.contains("every panel and every alert says what is true"), "{text}");
+    let address = text.split_once("http://").and_then(|(_, rest)| rest.split_once('/'));
+    let address: SocketAddr = address.map(|(address, _)| address.parse().unwrap()).unwrap();
+    let answer = http::get(address, "/api/v1/query?query=ebpf_proxy_map_entries").unwrap();
+    assert!(answer.body.contains("\"instance\":\"node2\""), "{}", answer.body);
+    demo(&mut Command::new(DEMO), &["--remove", &pid.to_string()]);
+    assert_eq!(made_by(pid), Vec::<PathBuf>::new());
+    http::get(address, "/").unwrap_err();
 }

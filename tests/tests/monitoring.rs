@@ -1,16 +1,16 @@
 //! The alert rules and the dashboard that the chart carries speak of metrics that a running agent has: every name, every label, and
-//! every value that a label is compared with.
+//! every value that a label is compared with. promtool approves of them. That what they say is true is shown by `demo.rs`.
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
+use std::process::Command;
 
 use proxy_common::reason::Reason;
 use proxy_tests::manifests;
-use proxy_tests::process::wait_until;
+use proxy_tests::process::{run_with_input, wait_until};
+use proxy_tests::prometheus::{program, promtool};
 use proxy_tests::world::{ARRIVAL, ENDPOINT_PORTS, SERVICE_PORTS, Setup, World, vips};
-use proxy_tests::{echo, topology::Shape};
+use proxy_tests::{echo, monitoring, topology::Shape};
 use serde_json::{Value, json};
 
 /// What the metrics' names begin with.
@@ -20,24 +20,11 @@ const SCRAPED: &str = "instance";
 
 /// Expressions with where they stand.
 fn expressions() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/ebpf-proxy/monitoring");
-    let rules = fs::read_to_string(folder.join("rules.yaml")).unwrap();
-    let rules: Value = serde_saphyr::from_str(&rules).unwrap();
-    let dashboard: Value = serde_json::from_str(&fs::read_to_string(folder.join("dashboard.json")).unwrap()).unwrap();
-    let list = |value: &Value| value.as_array().unwrap().clone();
-    let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let alerts = list(&rules["groups"])
-        .into_iter()
-        .flat_map(|group| list(&group["rules"]));
-    let panels = list(&dashboard["panels"]).into_iter().flat_map(|panel| {
-        let title = text(&panel["title"]);
-        list(&panel["targets"])
-            .into_iter()
-            .map(move |target| (title.clone(), text(&target["expr"])))
-    });
+    let alerts = monitoring::alerts().unwrap().into_iter();
+    let queries = monitoring::queries().unwrap().into_iter();
     alerts
-        .map(|rule| (text(&rule["alert"]), text(&rule["expr"])))
-        .chain(panels)
+        .map(|alert| (alert.name, alert.expression))
+        .chain(queries.map(|query| (query.panel, query.expression)))
         .collect()
 }
 
@@ -93,17 +80,21 @@ fn exposed(text: &str) -> BTreeMap<String, BTreeMap<String, BTreeSet<String>>> {
     metrics
 }
 
-#[test]
-fn rules_and_dashboard_name_what_an_agent_has() {
+fn small_world() -> World {
     let shape = Shape {
         nodes: 1,
         ..Default::default()
     };
-    let world = World::new(&Setup {
+    World::new(&Setup {
         shape,
         ..Default::default()
     })
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn rules_and_dashboard_name_what_an_agent_has() {
+    let world = small_world();
     world.publish(&["pod1-1"]).unwrap();
     // As the control plane stamps a change of endpoints (S188).
     let mut slices = manifests::slices("stamped", &ENDPOINT_PORTS, &world.endpoints_of(&["pod1-1"]));
@@ -159,4 +150,53 @@ fn rules_and_dashboard_name_what_an_agent_has() {
         }
     }
     assert!(named > 20, "only {named} metrics are named");
+}
+
+/// Whatever promtool has to say against the rules, and every alert as the file beside says: when it fires, with which words, and when
+/// it does not.
+#[test]
+fn promtool_approves_of_the_rules() {
+    let rules = monitoring::rules_file();
+    let said = promtool(&["check", "rules", "--lint=all", "--lint-fatal", rules.to_str().unwrap()]).unwrap();
+    assert!(said.contains("SUCCESS"), "{said}");
+    let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/prometheus/rules.test.yaml");
+    let said = promtool(&["test", "rules", cases]).unwrap();
+    assert!(said.contains("SUCCESS"), "{said}");
+    let cases: Value = serde_saphyr::from_str(&std::fs::read_to_string(cases).unwrap()).unwrap();
+    let mut seen: BTreeMap<String, [bool; 2]> = BTreeMap::new();
+    for test in cases["tests"].as_array().unwrap() {
+        for case in test["alert_rule_test"].as_array().unwrap() {
+            let fires = case["exp_alerts"].as_array().is_some_and(|alerts| !alerts.is_empty());
+            let name = case["alertname"].as_str().unwrap().to_owned();
+            seen.entry(name).or_default()[usize::from(fires)] = true;
+        }
+    }
+    for alert in monitoring::alerts().unwrap() {
+        assert_eq!(
+            seen.get(&alert.name),
+            Some(&[true; 2]),
+            "{}: silent, firing",
+            alert.name
+        );
+    }
+}
+
+/// What promtool says of the text that the agent serves to those who do not ask for OpenMetrics.
+#[test]
+fn promtool_approves_of_the_metrics() {
+    let world = small_world();
+    world.publish(&["pod1-1"]).unwrap();
+    world.topology.pod(0, 1).run(|| echo::tcp(vips()[0])).unwrap();
+    let metrics = world.agents[0].metrics().unwrap();
+    let mut check = Command::new(program("promtool").unwrap());
+    let said = run_with_input(check.args(["check", "metrics"]), &metrics)
+        .map_or_else(|error| format!("{error:#}"), |_| String::new());
+    let complaints = said
+        .lines()
+        .filter(|line| line.contains("kubeproxy_") || line.contains("ebpf_proxy_"));
+    // kube-proxy's name of a gauge.
+    let complaints: Vec<_> = complaints
+        .filter(|line| !line.contains("kubeproxy_sync_proxy_rules_no_local_endpoints_total "))
+        .collect();
+    assert_eq!(complaints, Vec::<&str>::new());
 }

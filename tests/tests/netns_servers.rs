@@ -180,11 +180,16 @@ fn the_metrics_server_s_paths() {
     let answer = get("/metrics/slis");
     assert_eq!(
         (answer.status, answer.body.as_str()),
-        (200, "# EOF\n"),
+        (200, ""),
         "no indicators, as in kube-proxy"
     );
     let answer = get("/metrics");
     assert_eq!(answer.status, 200);
+    // What kube-proxy gives to somebody who asks for nothing in particular. Prometheus asks for OpenMetrics: `monitoring.rs`.
+    assert_eq!(
+        answer.header("Content-Type"),
+        Some("text/plain; version=0.0.4; charset=utf-8")
+    );
     assert!(
         answer
             .body

@@ -24,8 +24,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Install what is missing: Debian packages (as root), bpf-linker, the Kubernetes binaries and helm for the tests, zig for the
-    /// image.
+    /// Install what is missing: Debian packages (as root), bpf-linker, the Kubernetes binaries, helm and Prometheus for the
+    /// tests, zig for the image.
     Setup,
     /// Compile the eBPF programs, with BTF, into one object.
     BuildEbpf,

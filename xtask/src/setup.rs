@@ -109,7 +109,13 @@ const CONTAINERS: &[Package] = &[
 /// Everything the tests need.
 pub(crate) fn for_tests() -> Result<()> {
     toolchain()?;
+    go::build(&go::prometheus(&["prometheus", "promtool"])).context("alert rules and dashboard need Prometheus")?;
     for_cluster()
+}
+
+/// What scrapes the demo's agents.
+pub(crate) fn prometheus() -> Result<()> {
+    go::build(&go::prometheus(&["prometheus"]))
 }
 
 /// What the demo and the namespace tests need.

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::Value;
 
-use super::Metrics;
+use super::{Metrics, text};
 use crate::config::MODE;
 
-const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The metrics server's routes (S178). `configz`: the configuration in effect.
 pub fn router(metrics: Arc<Metrics>, configz: Value) -> Router {
@@ -21,7 +22,7 @@ pub fn router(metrics: Arc<Metrics>, configz: Value) -> Router {
         // kube-proxy has the path, and nothing to say there: none of its checks is a service level indicator.
         .route(
             "/metrics/slis",
-            get(|| async { ([(header::CONTENT_TYPE, CONTENT_TYPE)], "# EOF\n") }),
+            get(|headers: HeaderMap| async move { in_format(&headers, "# EOF\n".to_owned()) }),
         )
         .route("/healthz", get(|| async { "ok" }))
         .route("/proxyMode", get(|| async { MODE }))
@@ -33,9 +34,23 @@ fn json_text(value: &Value) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
-async fn serve(State(metrics): State<Arc<Metrics>>) -> Response {
+async fn serve(State(metrics): State<Arc<Metrics>>, headers: HeaderMap) -> Response {
     match metrics.render().await {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Ok(open_metrics) => in_format(&headers, open_metrics),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// As kube-proxy does: OpenMetrics for those who ask for it, as Prometheus does, and the older text format for all others.
+fn in_format(headers: &HeaderMap, open_metrics: String) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).iter();
+    let asked = accepted
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.contains("application/openmetrics-text"));
+    let (content_type, text) = if asked {
+        (OPEN_METRICS, open_metrics)
+    } else {
+        (TEXT, text::from_open_metrics(&open_metrics))
+    };
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
 }

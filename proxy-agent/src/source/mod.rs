@@ -41,6 +41,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::ServiceCidr,
+        Self::File,
+    ];
+
     /// The kind as objects spell it.
     pub fn name(self) -> &'static str {
         match self {

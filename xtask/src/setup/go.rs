@@ -1,4 +1,4 @@
-//! Commands that are built from their Go modules, once: Kubernetes and containerd. Called by set-up.
+//! Commands that are built from their Go modules, once: Kubernetes, containerd, Helm and Prometheus. Called by set-up.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,10 +7,12 @@ use anyhow::{Result, bail};
 
 use crate::shell::{self, step};
 
-/// The Kubernetes, the containerd and the Helm that the tests run; the `go.mod` files below `tests` name the same.
+/// What the tests run; the `go.mod` files below `tests` name the same.
 const KUBERNETES: &str = "1.36.3";
 const CONTAINERD: &str = "2.3.7";
 const HELM: &str = "4.3.1";
+/// The version of its Go module is 0.316.0.
+const PROMETHEUS: &str = "3.16.0";
 
 /// Commands of one module.
 pub(crate) struct Commands {
@@ -65,6 +67,20 @@ pub(crate) fn helm() -> Commands {
         commands: vec!["helm"],
         linker: String::new(),
         tags: "",
+    }
+}
+
+/// Prometheus and promtool, for the tests of the alert rules and the dashboard.
+pub(crate) fn prometheus(commands: &[&'static str]) -> Commands {
+    Commands {
+        name: "prometheus",
+        version: PROMETHEUS,
+        folder: "tests/prometheus",
+        package: "github.com/prometheus/prometheus/cmd",
+        commands: commands.to_vec(),
+        linker: format!("-X github.com/prometheus/common/version.Version={PROMETHEUS}"),
+        // Agents are named one by one, so no cloud's library is needed to find them.
+        tags: "remove_all_sd",
     }
 }
 

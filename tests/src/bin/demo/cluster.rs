@@ -1,12 +1,14 @@
 //! The demo's cluster: network, pods with echo servers, agents, and where their objects come from.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use proxy_tests::agent::{self, Agent, Source};
+use proxy_tests::monitoring::stage::{self, Cast};
+use proxy_tests::prometheus::Prometheus;
 use proxy_tests::topology::{CLUSTER_CIDR, GATEWAY, Host, Shape, Topology};
 use proxy_tests::{echo, leftovers, maps, process};
 
@@ -21,6 +23,7 @@ const API_PORT: u16 = 6443;
 
 pub(crate) struct Cluster {
     pub(crate) agents: Vec<Agent>,
+    prometheus: Option<Prometheus>,
     objects: Objects,
     helpers: Vec<Child>,
     topology: Topology,
@@ -29,7 +32,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) fn build(keep: bool, kubeconfig: Option<&Path>) -> Result<Self> {
+    pub(crate) fn build(keep: bool, kubeconfig: Option<&Path>, prometheus: bool) -> Result<Self> {
         let state = leftovers::temp_dir("demo")?.keep();
         step("Building two nodes with two backend pods each, and a client pod, from network namespaces");
         let mut topology = Topology::new(&Shape::default())?;
@@ -44,11 +47,16 @@ impl Cluster {
             topology,
             state,
             keep,
+            prometheus: None,
         };
         cluster.start_servers()?;
         cluster.describe();
         step("Starting one agent per node");
-        cluster.start_agents(kubeconfig)?;
+        cluster.start_agents(kubeconfig, prometheus)?;
+        if prometheus {
+            step("Starting Prometheus, which scrapes both");
+            cluster.prometheus = Some(stage::watch(&cluster.topology, keep)?);
+        }
         Ok(cluster)
     }
 
@@ -104,14 +112,22 @@ impl Cluster {
         Ok(())
     }
 
-    fn start_agents(&mut self, kubeconfig: Option<&Path>) -> Result<()> {
+    fn start_agents(&mut self, kubeconfig: Option<&Path>, watched: bool) -> Result<()> {
         let source = match kubeconfig {
             None => Source::Manifests(self.state.join("manifests")),
             Some(kubeconfig) => self.reach_api_server(kubeconfig)?,
         };
         for node in &self.topology.nodes {
             let host = &node.host;
-            let mut agent = Agent::prepare(&host.name, &host.netns, &source, &["--cluster-cidr", CLUSTER_CIDR])?;
+            let options = if watched {
+                &stage::OPTIONS[..]
+            } else {
+                &["--cluster-cidr", CLUSTER_CIDR]
+            };
+            let mut agent = Agent::prepare(&host.name, &host.netns, &source, options)?;
+            if watched {
+                agent.open_metrics();
+            }
             if self.keep {
                 agent.keep();
             }
@@ -167,6 +183,41 @@ impl Cluster {
             .collect()
     }
 
+    /// Everything that Prometheus needs to be told the truth about; none without it.
+    pub(crate) fn stage(&mut self) -> Option<Cast<'_>> {
+        let Objects::Folder(manifests) = &self.objects else {
+            return None;
+        };
+        let nodes = self.topology.nodes.iter();
+        let backends = nodes.flat_map(|n| n.pods.iter().take(BACKENDS).map(|p| (&p.host, n.host.name.as_str())));
+        Some(Cast {
+            agents: &mut self.agents,
+            client: self.topology.pod(0, BACKENDS),
+            backends: backends.collect(),
+            manifests,
+            prometheus: self.prometheus.as_ref()?,
+        })
+    }
+
+    /// A port of the machine's own loopback that leads to Prometheus in its namespace.
+    pub(crate) fn open_prometheus(&mut self) -> Result<Option<SocketAddr>> {
+        let Some(prometheus) = &self.prometheus else {
+            return Ok(None);
+        };
+        let here = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+        let mut command = self.topology.underlay.command(std::env::current_exe()?);
+        command
+            .arg("relay")
+            .arg(format!("/proc/{}/ns/net", std::process::id()))
+            .arg(here.to_string())
+            .arg(prometheus.address().to_string());
+        self.start_helper(command)?;
+        // It has to open this process's namespace before this process ends.
+        let up = process::wait_until(Duration::from_secs(5), || TcpStream::connect(here).ok());
+        up.with_context(|| format!("nothing answers at {here}"))?;
+        Ok(Some(here))
+    }
+
     fn describe(&self) {
         for node in &self.topology.nodes {
             println!("  {}  {}  {}", node.host.name, node.host.v4, node.host.v6);
@@ -185,8 +236,15 @@ impl Cluster {
     }
 
     /// How to look around in what is kept, and how to get rid of it.
-    pub(crate) fn explain(&self) {
-        let Some(agent) = self.agents.first() else { return };
+    pub(crate) fn explain(&mut self) -> Result<()> {
+        let prometheus = self.open_prometheus()?;
+        // Some may have been started again.
+        for pid in self.agents.iter().filter_map(Agent::pid) {
+            leftovers::record_process(&self.state, pid)?;
+        }
+        let Some(agent) = self.agents.first() else {
+            return Ok(());
+        };
         let (bpf, binary) = (agent.bpf_dir(), agent::binary().unwrap_or_default());
         let (bpf, binary) = (bpf.display(), binary.display());
         step("Left standing. To look around:");
@@ -208,15 +266,21 @@ impl Cluster {
         println!("  # change an endpoint, and watch the agent");
         println!("  ls {}", self.state.join("manifests").display());
         println!("  tail -f {}", agent.state_dir().join("agent.log").display());
+        if let Some(prometheus) = prometheus {
+            println!("  # ask Prometheus, or give it to Grafana as a data source");
+            println!("  curl http://{prometheus}/api/v1/query --data-urlencode 'query=ebpf_proxy_map_entries'");
+        }
         println!("  # remove everything");
         let demo = std::env::current_exe().unwrap_or_default();
         println!("  {} --remove {}", demo.display(), std::process::id());
+        Ok(())
     }
 
     pub(crate) fn remove(mut self) {
         self.objects.remove();
         // Agents first, then who they serve, then the network, as the fields are ordered.
         self.agents.clear();
+        self.prometheus = None;
     }
 }
 

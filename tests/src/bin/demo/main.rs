@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use proxy_common::addr::Protocol;
+use proxy_tests::monitoring::stage::{Cast, Stage};
 use proxy_tests::{echo, leftovers, maps, process, traffic};
 
 use cluster::Cluster;
@@ -42,8 +43,11 @@ struct Args {
     /// Take the objects from this API server instead of a folder of manifests.
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+    /// Have Prometheus scrape both nodes, and show instead what every panel of the dashboard and every alert says.
+    #[arg(long, conflicts_with = "kubeconfig")]
+    prometheus: bool,
     /// Remove what earlier runs with `--keep` left standing; one of them, if it is named by its process id.
-    #[arg(long, value_name = "PID", conflicts_with_all = ["keep", "kubeconfig"])]
+    #[arg(long, value_name = "PID", conflicts_with_all = ["keep", "kubeconfig", "prometheus"])]
     remove: Option<Option<u32>>,
     #[command(subcommand)]
     helper: Option<standing::Helper>,
@@ -78,10 +82,10 @@ fn demo(args: &Args) -> Result<()> {
     if args.keep {
         leftovers::keep_everything();
     }
-    let cluster = Cluster::build(args.keep, args.kubeconfig.as_deref())?;
-    let result = show(&cluster, &interrupted);
+    let mut cluster = Cluster::build(args.keep, args.kubeconfig.as_deref(), args.prometheus)?;
+    let result = show(&mut cluster, &interrupted);
     if args.keep && !interrupted.load(Ordering::Relaxed) {
-        cluster.explain();
+        cluster.explain()?;
         return result;
     }
     step("Removing everything");
@@ -94,7 +98,10 @@ fn demo(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn show(cluster: &Cluster, interrupted: &AtomicBool) -> Result<()> {
+fn show(cluster: &mut Cluster, interrupted: &AtomicBool) -> Result<()> {
+    if let Some(cast) = cluster.stage() {
+        return watch(cast, interrupted);
+    }
     let vips = cluster.publish()?;
     let vip_names: Vec<String> = vips.iter().map(ToString::to_string).collect();
     println!(
@@ -103,6 +110,24 @@ fn show(cluster: &Cluster, interrupted: &AtomicBool) -> Result<()> {
     );
     balance(cluster, &vips, interrupted)?;
     remove_one(cluster, &vips, interrupted)
+}
+
+/// What Prometheus has to say, while all is well and while nothing is.
+fn watch(cast: Cast<'_>, interrupted: &AtomicBool) -> Result<()> {
+    step("Sending traffic of all kinds at a steady pace, for as long as the panels look back");
+    let mut stage = Stage::open(cast)?;
+    let healthy = stage.healthy()?;
+    println!("{}", healthy.table("nothing is wrong"));
+    ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+    step(
+        "Making everything happen that an alert is about: a bad object, misdirected packets, full tables, no programs, slow changes",
+    );
+    let troubled = stage.troubled()?;
+    println!("{}", troubled.table("a lot is wrong"));
+    let wrong = [healthy.wrong, troubled.wrong].concat();
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    println!("  every panel and every alert says what is true");
+    Ok(())
 }
 
 /// The first half: a thousand requests of each kind, and the table.
