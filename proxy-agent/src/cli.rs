@@ -318,6 +318,13 @@ fn cleanup(bpf_dir: &Path, drain: Option<Duration>) -> anyhow::Result<String> {
     if interrupted > 0 {
         text += &format!("{interrupted} connections had not ended: they are cut off\n");
     }
+    if report.unclaimed > 0 {
+        text += &format!(
+            "{} connections may have lost answers to new ones with the same source port: netfilter's table had no room to keep it \
+             from them (see net.netfilter.nf_conntrack_max)\n",
+            report.unclaimed
+        );
+    }
     Ok(text)
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn dry_run(config: &RunConfig, output: Output) -> anyhow::Result<Stri
 async fn first_lists(config: &RunConfig) -> anyhow::Result<ClusterState> {
     let (events_tx, mut events) = mpsc::channel(EVENT_QUEUE);
     // Events about Services are published by what is not run here.
-    let _publisher = start_source(config, events_tx).await?;
+    let _publisher = start_source(config, events_tx, None).await?;
     let mut state = ClusterState::default();
     while !state.is_complete() {
         match events.recv().await.context("the source of objects ended")? {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::config::changes::changed;
 use crate::config::{Intervals, RunArgs, RunConfig, SourceConfig};
 use crate::configz::configz;
-use crate::datapath::{Datapath, SyncReport};
+use crate::datapath::{Datapath, SocketLb, SyncReport};
 use crate::health::events::Events;
 use crate::health::node_ports::Checks;
 use crate::health::{self, Health};
@@ -25,6 +25,7 @@ use crate::model::{ClusterState, PendingChanges};
 use crate::netlink::{self, Network};
 use crate::server::Server;
 use crate::source::convert::Converter;
+use crate::source::pods::{self, OptedOut};
 use crate::source::{self, Event};
 
 /// After this, what could not be written is tried again; then after twice as long, up to the sync period (S163).
@@ -70,7 +71,9 @@ async fn run_async(config: RunConfig, args: &RunArgs) -> anyhow::Result<()> {
     start_servers(&config, &health, &metrics).await?;
 
     let (events_tx, events) = mpsc::channel(EVENT_QUEUE);
-    let service_events = start_source(&config, events_tx).await?;
+    let (pods_tx, pods) = watch::channel(None);
+    let opted_out = (config.datapath.socket_lb == SocketLb::All).then_some(pods_tx);
+    let service_events = start_source(&config, events_tx, opted_out).await?;
     let (network_tx, network) = watch::channel(None);
     tokio::spawn(follow_network(network_tx));
 
@@ -92,9 +95,10 @@ async fn run_async(config: RunConfig, args: &RunArgs) -> anyhow::Result<()> {
         next_tick: Instant::now(),
         intervals: config.intervals,
         retry: None,
+        look_at: None,
     };
     tokio::select! {
-        result = owner.run(events, network, stats_rx) => result,
+        result = owner.run(events, network, pods, stats_rx) => result,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         () = changed(args) => anyhow::bail!("the configuration has changed: ending, to be started with what it says now"),
@@ -121,8 +125,12 @@ async fn start_servers(config: &RunConfig, health: &Arc<Health>, metrics: &Arc<M
     Ok(())
 }
 
-/// Gives where Events about Services can be published.
-pub(crate) async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>) -> anyhow::Result<Events> {
+/// Gives where Events about Services can be published. `opted_out`: pods that keep their sockets are followed too.
+pub(crate) async fn start_source(
+    config: &RunConfig,
+    events: mpsc::Sender<Event>,
+    opted_out: Option<watch::Sender<OptedOut>>,
+) -> anyhow::Result<Events> {
     let converter = Converter::new(config.node_name.clone())
         .with_external_ips(config.gates.service_external_ips)
         .with_proxy_name(config.service_proxy_name.clone())
@@ -135,6 +143,9 @@ pub(crate) async fn start_source(config: &RunConfig, events: mpsc::Sender<Event>
         SourceConfig::ApiServer(server) => {
             let client = source::client::open(server).await?;
             let service_events = Events::start(client.clone(), config.node_name.clone());
+            if let Some(opted_out) = opted_out {
+                tokio::spawn(pods::watch(client.clone(), config.node_name.clone(), opted_out));
+            }
             tokio::spawn(source::kube::watch(client, converter, events));
             Ok(service_events)
         }
@@ -172,6 +183,8 @@ struct Owner {
     intervals: Intervals,
     /// Something failed; how long to wait after the next try.
     retry: Option<Duration>,
+    /// When to look again for cgroups of pods that keep their sockets.
+    look_at: Option<Instant>,
 }
 
 impl Owner {
@@ -179,11 +192,12 @@ impl Owner {
         &mut self,
         mut events: mpsc::Receiver<Event>,
         mut network: watch::Receiver<Option<Network>>,
+        mut pods: watch::Receiver<OptedOut>,
         mut stats: mpsc::Receiver<StatsRequest>,
     ) -> anyhow::Result<()> {
         let mut batch = Vec::new();
         loop {
-            let (apply_at, settle_at) = (self.apply_at, self.settle_at);
+            let (apply_at, settle_at, look_at) = (self.apply_at, self.settle_at, self.look_at);
             self.health.alive(Instant::now().into_std());
             tokio::select! {
                 received = events.recv_many(&mut batch, BATCH) => {
@@ -195,6 +209,18 @@ impl Owner {
                     changed.context("interfaces are not followed any more")?;
                     let latest = network.borrow_and_update().clone();
                     self.set_network(latest.as_ref());
+                }
+                // Nobody says anything where pods' sockets are not translated, or there is no API server.
+                Ok(()) = pods.changed() => {
+                    if let Some(opted_out) = pods.borrow_and_update().clone() {
+                        tracing::info!(pods = opted_out.len(), "pods that keep their sockets");
+                        let looked = self.datapath.set_opted_out(opted_out);
+                        self.looked(looked);
+                    }
+                }
+                () = sleep_until(look_at.unwrap_or_else(Instant::now)), if look_at.is_some() => {
+                    let looked = self.datapath.look_for_opted_out();
+                    self.looked(looked);
                 }
                 Some(request) = stats.recv() => {
                     // Whoever asked may have gone.
@@ -339,6 +365,15 @@ impl Owner {
         self.note_failures(&report);
         self.network_known = true;
         self.schedule();
+    }
+
+    fn looked(&mut self, (report, next): (SyncReport, Option<Duration>)) {
+        let next = if self.note_failures(&report) {
+            Some(FIRST_RETRY)
+        } else {
+            next
+        };
+        self.look_at = next.map(|next| Instant::now() + next);
     }
 
     fn note_failures(&self, report: &SyncReport) -> bool {

@@ -24,6 +24,8 @@ pub const COUNTERS_CAPACITY: usize = 16_384;
 pub const LINKS_CAPACITY: usize = 4_096;
 /// Bytes of the ring buffer for events, a power of two: two thousand events that nobody has read yet.
 pub const EVENTS_CAPACITY: usize = 256 * 1024;
+/// Pods that keep the socket hooks off, and one entry that says whether there are any: many times what a node runs.
+pub const SOCKET_OPT_OUT_CAPACITY: usize = 4_096;
 /// Local addresses per family.
 pub const NODE_ADDRS_CAPACITY: usize = 4_096;
 
@@ -57,6 +59,9 @@ pub const REASONS: &str = "REASONS";
 pub const COUNTERS: &str = "COUNTERS";
 /// One [`crate::trace::Trace`].
 pub const TRACE: &str = "TRACE";
+/// Id of a pod's cgroup → `u32`, always 1: its sockets are left to the packet programs. [`crate::socket::ANY_OPTED_OUT`] stands for
+/// all of them.
+pub const SOCKET_OPT_OUT: &str = "SOCKET_OPT_OUT";
 /// Ring buffer of [`crate::trace::Event`]s.
 pub const EVENTS: &str = "EVENTS";
 

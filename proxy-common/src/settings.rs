@@ -12,7 +12,8 @@ pub const NETWORKS: usize = 8;
 pub const MODE_SERVE: u32 = 0;
 /// They have to wait: what would open one is dropped, and the client's next try a second later comes to the maps that take over.
 pub const MODE_HOLD: u32 = 1;
-/// They are left to another proxy of this node: nothing new is translated or refused.
+/// They are left to another proxy of this node, or to nobody until every interface has its programs: nothing new is translated or
+/// refused.
 pub const MODE_DRAIN: u32 = 2;
 
 /// An address prefix. All zero: there is none.

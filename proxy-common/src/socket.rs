@@ -1,7 +1,13 @@
 //! What a translated socket remembers: the value of the socket storage maps `SOCKETS4/6`. Written and read by the cgroup hooks
-//! only; it dies with the socket.
+//! only; it dies with the socket. And whose sockets are not translated: the keys of `SOCKET_OPT_OUT`, which the agent writes.
 
 use crate::addr::{Address, Port};
+
+/// In [`crate::names::SOCKET_OPT_OUT`] if any cgroup is: so that nothing else is looked up where none is. No cgroup has this id.
+pub const ANY_OPTED_OUT: u64 = 0;
+/// A pod's cgroup is looked for so far below the root of the hierarchy. The kubelet's are at 2 or 3, and a few below where the node is
+/// itself a container or the kubelet has a root of its own.
+pub const CGROUP_LEVELS: i32 = 12;
 
 /// Flows a socket remembers at once: an unconnected UDP socket may talk to several services, such as two name servers.
 pub const SOCKET_FLOWS: usize = 4;

@@ -84,6 +84,9 @@ static SOCKETS4: SkStorage<SocketFlows<Addr4>> = SkStorage::new();
 static SOCKETS6: SkStorage<SocketFlows<Addr6>> = SkStorage::new();
 
 #[btf_map]
+pub(crate) static SOCKET_OPT_OUT: HashMap<u64, u32, { names::SOCKET_OPT_OUT_CAPACITY }, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
 pub(crate) static LINKS: HashMap<u32, Link, { names::LINKS_CAPACITY }, NO_PREALLOC> = HashMap::new();
 
 // Only people and the agent read it; it is declared here so that one object describes every map.

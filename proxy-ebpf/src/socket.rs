@@ -1,7 +1,8 @@
 //! Translation at the socket: no cost per packet, and the way the node's own processes reach services.
 //!
 //! Only what can be done exactly is done here; everything else is left untouched for the packet programs:
-//! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well.
+//! * TCP: the destination of `connect` becomes a backend, once. With `SOCKET_PODS` for pods as well, but for those whose cgroup is in
+//!   `SOCKET_OPT_OUT`: something inside the pod wants to see the address that is dialled.
 //! * UDP without `connect`: every `sendmsg` is translated, a flow stays with its backend while that serves (S141, S145).
 //! * UDP with `connect`: left alone. Nothing is called when such a socket sends, so it would stay with a backend that is gone. (But
 //!   for an IPv4 destination in an AF_INET6 socket: the kernel hands its sends on as if they named their destination.) From the
@@ -18,7 +19,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_current_ancestor_cgroup_id, bpf_get_netns_cookie, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use proxy_common::addr::{Addr4, Addr6, MAPPED_PREFIX, Port, Protocol};
 use proxy_common::backend::Backend;
@@ -26,9 +27,9 @@ use proxy_common::counters::BY_SOCKET;
 use proxy_common::frontend::{FRONTEND_LOCAL, FRONTEND_SOURCE_RANGES, Frontend, FrontendKey, Origin};
 use proxy_common::link::{NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS};
 use proxy_common::reason::Reason;
-use proxy_common::socket::{SOCKET_FLOWS, SocketFlow, SocketFlows};
+use proxy_common::socket::{ANY_OPTED_OUT, CGROUP_LEVELS, SOCKET_FLOWS, SocketFlow, SocketFlows};
 
-use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, MASQUERADE_ALL, SOCKET_PODS};
+use crate::maps::{self, Family, HAVE_SET_RETVAL, HOST_NETNS, MASQUERADE_ALL, SOCKET_OPT_OUT, SOCKET_PODS};
 use crate::service::{self, Lookup};
 use crate::trace;
 
@@ -260,6 +261,33 @@ fn is_exact<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> bool {
             && !frontend.masquerades(origin, true, MASQUERADE_ALL.load() != 0))
 }
 
+/// Is the calling process in a pod that keeps its sockets to itself? Its cgroup is a descendant of the pod's.
+#[inline(never)]
+fn is_opted_out() -> bool {
+    if !is_in_opt_out(ANY_OPTED_OUT) {
+        return false;
+    }
+    let mut level = 1;
+    while level <= CGROUP_LEVELS {
+        // SAFETY: the helper takes a number and has no preconditions.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            return false;
+        }
+        if is_in_opt_out(id) {
+            return true;
+        }
+        level += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn is_in_opt_out(id: u64) -> bool {
+    // SAFETY: only whether it is there is asked.
+    unsafe { SOCKET_OPT_OUT.get(id) }.is_some()
+}
+
 /// A backend for a socket that dials `addr`, which is its source as well where one is asked for (see [`is_exact`]).
 #[inline(always)]
 fn resolve<A: Family>(frontend: &Frontend, origin: Origin, addr: &A) -> Result<&'static Backend<A>, Reason> {
@@ -293,7 +321,11 @@ pub(crate) fn connect<C: Context>(c: &C) -> i32 {
         return PROCEED;
     };
     let frontend = service::frontend(addr, port, protocol.number(), node_ports_for(c, origin));
-    let is_ours = |frontend: &&Frontend| is_exact(frontend, origin, &addr) && !service::is_draining::<C::Addr>();
+    let is_ours = |frontend: &&Frontend| {
+        is_exact(frontend, origin, &addr)
+            && !service::is_draining::<C::Addr>()
+            && !(origin == Origin::Pod && is_opted_out())
+    };
     let Some(frontend) = frontend.filter(is_ours) else {
         forget(c);
         return PROCEED;

@@ -36,7 +36,12 @@ pub fn base() -> Result<PathBuf> {
 impl Cgroup {
     /// A new cgroup below the one this process is in.
     pub fn new(label: &str) -> Result<Self> {
-        let path = base()?.join(unique_name(label));
+        Self::inside(&base()?, &unique_name(label))
+    }
+
+    /// A new cgroup of this name inside of another one.
+    pub fn inside(parent: &Path, name: &str) -> Result<Self> {
+        let path = parent.join(name);
         fs::create_dir(&path).with_context(|| format!("making cgroup {} (this needs root)", path.display()))?;
         let cgroup = Self { path, keep: false };
         cgroup.write("cgroup.type", "threaded")?;

@@ -12,6 +12,7 @@ use proxy_common::clock::ticks_of_seconds;
 use proxy_common::frontend::{Frontend, FrontendKey, Origin, Range};
 use proxy_common::names;
 use proxy_common::rewrite::{Rewrite, RewriteKey};
+use proxy_common::socket::ANY_OPTED_OUT;
 
 use crate::process;
 use crate::programs::Plain;
@@ -173,6 +174,19 @@ fn age<A: Address>(bpf_dir: &Path, seconds: u64) -> Result<()> {
         rewrites.insert(key, rewrite, 0)?;
     }
     Ok(())
+}
+
+/// Cgroups of pods whose sockets are left alone, sorted; without the entry for any.
+pub fn opted_out(bpf_dir: &Path) -> Result<Vec<u64>> {
+    let map: HashMap<_, u64, u32> = HashMap::try_from(Map::HashMap(open(bpf_dir, names::SOCKET_OPT_OUT)?))?;
+    let mut ids: Vec<u64> = map.keys().collect::<Result<_, _>>()?;
+    ids.sort_unstable();
+    if ids.first() == Some(&ANY_OPTED_OUT) {
+        ids.remove(0);
+    } else {
+        anyhow::ensure!(ids.is_empty(), "{ids:?} without the entry for any");
+    }
+    Ok(ids)
 }
 
 /// The folder of the pinned maps.

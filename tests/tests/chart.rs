@@ -121,6 +121,9 @@ fn every_value_arrives() {
     let set = &objects["DaemonSet"];
     assert_eq!(set["metadata"]["annotations"]["example.com/owner"], "net");
     assert_eq!(set["spec"]["template"]["spec"]["volumes"][2]["name"], "more");
+    let rules = objects["ClusterRole"]["rules"].as_array().unwrap();
+    let pods = json!({"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]});
+    assert!(rules.contains(&pods), "with datapath.socketLB: {rules:#?}");
     let more = documents(&["--values", &everything()]);
     assert!(
         more.iter()

@@ -5,7 +5,7 @@
 mod site;
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proxy_common::addr::Protocol;
 use proxy_tests::attached;
@@ -14,6 +14,8 @@ use proxy_tests::kube_proxy::Mode;
 use proxy_tests::manifests;
 use proxy_tests::maps;
 use proxy_tests::process::wait_until;
+use proxy_tests::service::NODE_PORT;
+use proxy_tests::traffic;
 use proxy_tests::world::{SERVICE_PORTS, vips};
 use serde_json::{Value, json};
 use site::{ARRIVAL, Site, assert_undisturbed, text};
@@ -198,6 +200,111 @@ fn there_and_back_with_nftables() {
 #[test]
 fn there_and_back_with_iptables() {
     there_and_back(Mode::Iptables, "iptables");
+}
+
+/// Programs come to one interface after the other, and a connection needs them on two: new ones are kube-proxy's until all are there.
+#[test]
+fn nothing_is_lost_when_the_agent_arrives() {
+    const CLIENTS: usize = 8;
+    let mut site = Site::new(&[]);
+    let _kube_proxy = site.kube_proxy(Mode::Nftables);
+    let pause = Duration::from_millis(1);
+    let mut running = Vec::new();
+    for target in site.node().sockets(NODE_PORT) {
+        for client in 0..CLIENTS {
+            let outside = site.outside().netns.clone();
+            let requests = traffic::repeat(|body| outside.spawn(body), pause, move || echo::udp(target));
+            running.push((format!("UDP, client {client} to {target}"), requests));
+        }
+    }
+    site.agent.launch().unwrap();
+    for vip in vips() {
+        let has = || {
+            maps::backends(&site.agent.bpf_dir(), vip, Protocol::Udp)
+                .unwrap()
+                .map(|_| ())
+        };
+        wait_until(ARRIVAL, has).unwrap();
+    }
+    assert_undisturbed(running);
+    let metrics = site.agent.metrics().unwrap();
+    let opened = metrics
+        .lines()
+        .find(|line| line.starts_with("ebpf_proxy_connections_opened_total"));
+    assert!(
+        opened.is_some_and(|line| !line.ends_with(" 0")),
+        "the agent serves: {metrics}"
+    );
+}
+
+/// Both take source ports for the same address of the node: kube-proxy keeps off those that the agent's connections have.
+#[test]
+fn ports_of_masquerades_are_not_taken() {
+    const FLOWS: u16 = 10_000;
+    const REQUESTS: usize = 150;
+    let mut site = Site::new(&[]);
+    let _kube_proxy = site.kube_proxy(Mode::Nftables);
+    site.agent.launch().unwrap();
+    for vip in vips() {
+        let has = || {
+            maps::backends(&site.agent.bpf_dir(), vip, Protocol::Udp)
+                .unwrap()
+                .map(|_| ())
+        };
+        wait_until(ARRIVAL, has).unwrap();
+    }
+    let mut ours = site.hold();
+    let targets = site.node().sockets(NODE_PORT);
+    // A seventh of all ports, so that of so many requests some would meet one.
+    site.outside().run(|| {
+        for target in targets {
+            for port in (2_000..).take(FLOWS.into()) {
+                let client = echo::Client {
+                    port,
+                    patience: echo::PATIENCE,
+                };
+                client
+                    .udp(target)
+                    .unwrap_or_else(|failure| panic!("{port} to {target}: {failure}"));
+            }
+        }
+    });
+    site.no_difference(&[]);
+    site.agent.stop();
+    std::thread::scope(|scope| {
+        let cleaning = scope.spawn(|| site.agent.command(&["cleanup", "--drain", "--timeout", "90s"]).unwrap());
+        let tracked = || site.on_node("cat", &["/proc/net/nf_conntrack"]);
+        let through_kube_proxy = || {
+            site.outside().run(|| echo::udp(targets[0])).unwrap();
+            tracked().contains(&format!("dport={NODE_PORT}")).then_some(())
+        };
+        wait_until(ARRIVAL, through_kube_proxy).expect("new connections are kube-proxy's");
+        for target in targets {
+            for request in 0..REQUESTS {
+                let answer = site.outside().run(|| echo::udp(target));
+                assert!(
+                    answer.is_ok(),
+                    "request {request} to {target}: {answer:?}\n{}",
+                    tracked()
+                );
+            }
+        }
+        let claims = |protocol: &str| {
+            let node = format!(" src={} dst=10.244.", site.node().v4);
+            let is_one = |line: &&str| {
+                let from_node = line.split("sport").next().unwrap().contains(&node);
+                from_node && line.contains(protocol) && line.contains("UNREPLIED")
+            };
+            tracked().lines().filter(is_one).count()
+        };
+        assert!(claims("udp") > FLOWS.into() && claims("tcp") == 1, "{}", tracked());
+        ours.answer("draining");
+        assert!(!cleaning.is_finished(), "it waits for connections");
+        drop(ours);
+        let said = cleaning.join().unwrap();
+        assert!(said.contains("removed") && !said.contains("connections"), "{said}");
+        assert_eq!((claims("udp"), claims("tcp")), (0, 0), "nothing is left");
+    });
 }
 
 /// Legacy tables are compared as well; they are not removed, and it is said what to do.

@@ -24,6 +24,8 @@ pub struct CleanupReport {
     pub maps: usize,
     /// Connections that were still translated at the end of [`cleanup`]'s patience.
     pub interrupted: usize,
+    /// Connections whose source ports another proxy may have chosen too while they ran: netfilter's table had no room for them.
+    pub unclaimed: usize,
 }
 
 /// Removes everything an agent with this directory left. Nothing there is success. With a time to drain, connections that are
@@ -38,8 +40,8 @@ pub fn cleanup(bpf_dir: &Path, drain: Option<Duration>) -> Result<CleanupReport,
     let pins = Pins::new(bpf_dir);
     if let Some(timeout) = drain.filter(|_| drain::is_possible(&pins)) {
         // Maps of another layout version are not drained: nobody knows their entries.
-        report.interrupted = drain::drain(&pins, timeout)
-            .map_err(|error| DatapathError::call("draining", pins.maps.display())(io::Error::other(error)))?;
+        let drained = drain::drain(&pins, timeout)?;
+        (report.interrupted, report.unclaimed) = (drained.running, drained.unclaimed);
     }
     report.filters = remove_filters().map_err(DatapathError::call("removing filters", "the interfaces"))?;
     // Other layout versions are ours as well, earlier ones and later ones: they differ in what maps hold, not in where they are.

@@ -88,6 +88,7 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
     .flatten()
     .chain([
         names::LINKS,
+        names::SOCKET_OPT_OUT,
         names::SERVICES,
         names::REASONS,
         names::COUNTERS,

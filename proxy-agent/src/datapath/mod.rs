@@ -2,7 +2,7 @@
 //! block for as long as the system calls take and never wait for anything else.
 //!
 //! `loader` turns the embedded object into verified programs and pinned maps, `tables` are those maps, `ranges` and `sync` decide
-//! what is written in which order, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
+//! what is written in which order, `opt_out` knows whose sockets are left alone, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
 //! quiet, `upgrade` takes over from another version, `cleanup` removes everything.
 
 mod affinity;
@@ -25,6 +25,7 @@ mod loader;
 #[cfg(test)]
 mod memory;
 mod node_port_addresses;
+mod opt_out;
 mod options;
 pub(crate) mod probe;
 mod ranges;
@@ -37,6 +38,7 @@ pub(crate) mod tables;
 mod upgrade;
 mod verify;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -53,6 +55,7 @@ use self::flows::{Departed, Services};
 use self::gc::Collector;
 use self::links::Links;
 use self::loader::Loaded;
+use self::opt_out::OptOut;
 use self::readers::Readers;
 use self::settings::NodeSettings;
 use self::sync::{GRACE, Sync};
@@ -101,6 +104,8 @@ pub struct Datapath {
     pods: PodDetection,
     service_metrics: bool,
     sockets: Option<Sockets>,
+    /// Where pods' sockets are translated.
+    opt_out: Option<OptOut>,
     links: Links,
     readers: Readers,
     collectors: [Collector; 2],
@@ -183,6 +188,7 @@ impl Datapath {
             PodDetection::NodeCidr => {}
             PodDetection::Bridge(_) | PodDetection::InterfacePrefix(_) => settings.set_pods(&[]),
         }
+        settings.wait_for_interfaces(&tables).map_err(table)?;
         // Before any program runs that reads them.
         let mut report = SyncReport::default();
         settings.flush(&mut tables, &mut report);
@@ -199,14 +205,20 @@ impl Datapath {
             &loaded.pins.links,
             &tables,
         )?;
-        let sockets = if options.socket_lb == SocketLb::Off {
+        let (mut sockets, mut opt_out) = (None, None);
+        if options.socket_lb == SocketLb::Off {
             let removed = cgroup::detach(&loaded.pins.links)?;
             tracing::info!(removed, "socket programs are off");
-            None
         } else {
             let cgroup = probe::cgroup(options.cgroup.as_deref())?;
-            Some(Sockets::attach(&cgroup, &loaded.pins.links, &loaded.programs)?)
-        };
+            sockets = Some(Sockets::attach(&cgroup, &loaded.pins.links, &loaded.programs)?);
+            if options.socket_lb == SocketLb::All {
+                opt_out = Some(OptOut::open(&loaded.pins.maps, cgroup).map_err(table)?);
+            }
+        }
+        if opt_out.is_none() {
+            OptOut::clear(&loaded.pins.maps).map_err(table)?;
+        }
         let found = sync.occupancy();
         tracing::info!(
             frontends4 = found.frontends[0],
@@ -224,6 +236,7 @@ impl Datapath {
             pods: options.pods,
             service_metrics: options.service_metrics,
             sockets,
+            opt_out,
             links,
             readers: Readers::new(sys::synchronize),
             collectors: [(); 2].map(|()| Collector::new(&options.timeouts)),
@@ -290,11 +303,14 @@ impl Datapath {
         report
     }
 
-    /// Interfaces and addresses as netlink sees them now: attaches, detaches, writes `LINKS` and `NODE_ADDRS4/6`.
+    /// Interfaces and addresses as netlink sees them now: attaches, detaches, writes `LINKS` and `NODE_ADDRS4/6`. From the first
+    /// time on new connections are served.
     pub fn set_network(&mut self, network: &Network) -> SyncReport {
         let mut report = SyncReport::default();
         self.links
             .set_network(network, &self.loaded.programs, &mut self.tables, &mut report);
+        self.settings.serve();
+        self.settings.flush(&mut self.tables, &mut report);
         report
     }
 
@@ -303,6 +319,27 @@ impl Datapath {
         let mut report = SyncReport::default();
         self.links.set_node_ips(ips, &mut self.tables, &mut report);
         report
+    }
+
+    /// Pods of this node whose sockets are left to the packet programs, by UID. Gives when to look again for those whose cgroup is not
+    /// there yet.
+    pub fn set_opted_out(&mut self, pods: BTreeSet<String>) -> (SyncReport, Option<Duration>) {
+        let mut report = SyncReport::default();
+        let next = self.opt_out.as_mut().and_then(|opt_out| {
+            opt_out.set(pods, &mut report);
+            opt_out.next()
+        });
+        (report, next)
+    }
+
+    /// Looks for them again.
+    pub fn look_for_opted_out(&mut self) -> (SyncReport, Option<Duration>) {
+        let mut report = SyncReport::default();
+        let next = self.opt_out.as_mut().and_then(|opt_out| {
+            opt_out.look(&mut report);
+            opt_out.next()
+        });
+        (report, next)
     }
 
     /// Periodic work: idle connections, UDP flows to endpoints that left (S141), ranges to free, failed writes to retry, links to
@@ -349,6 +386,9 @@ impl Datapath {
             self.links.repair(&self.loaded.programs, &mut self.tables, &mut report);
             if let Some(sockets) = &mut self.sockets {
                 sockets.repair(&self.loaded.programs, &mut report);
+            }
+            if let Some(opt_out) = &mut self.opt_out {
+                opt_out.look(&mut report);
             }
         }
         for failure in &report.failed {
@@ -403,7 +443,10 @@ impl Datapath {
                 map("NODE_ADDRS4", addrs4, tables.v4.node_addrs.capacity()),
                 map("NODE_ADDRS6", addrs6, tables.v6.node_addrs.capacity()),
                 map("SERVICES", found.services as u64, tables.services.capacity()),
-            ],
+            ]
+            .into_iter()
+            .chain(self.opt_out.as_ref().map(OptOut::stats))
+            .collect(),
             reasons: self.reasons(),
             programs_on_interfaces: self.links.attached(),
             programs_on_cgroup: self.sockets.as_ref().map_or(0, Sockets::len),

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address, Port};
 use proxy_common::frontend::FrontendKey;
 use proxy_common::names;
-use proxy_common::settings::{MODE_SERVE, NETWORKS, Prefix, Settings};
+use proxy_common::settings::{MODE_DRAIN, MODE_SERVE, NETWORKS, Prefix, Settings};
 
 use super::error::TableError;
 use super::sync::SyncReport;
@@ -34,6 +34,26 @@ impl NodeSettings {
             v4: FamilySettings::adopt(tables, frontends4)?,
             v6: FamilySettings::adopt(tables, frontends6)?,
         })
+    }
+
+    /// Leaves new connections alone until [`Self::serve`], unless a former agent's programs serve them already. While some interfaces
+    /// have programs and others have not, a connection would be translated on one way only.
+    pub(super) fn wait_for_interfaces(&mut self, tables: &impl Tables) -> Result<(), TableError> {
+        let is_new = tables.links()?.is_empty();
+        for (mode, held) in [
+            (&mut self.v4.wanted.mode, self.v4.held.mode),
+            (&mut self.v6.wanted.mode, self.v6.held.mode),
+        ] {
+            if is_new || held == MODE_DRAIN {
+                *mode = MODE_DRAIN;
+            }
+        }
+        Ok(())
+    }
+
+    /// New connections are served.
+    pub(super) fn serve(&mut self) {
+        (self.v4.wanted.mode, self.v6.wanted.mode) = (MODE_SERVE, MODE_SERVE);
     }
 
     /// A source in one of these is a pod: the first prefix of each family counts.

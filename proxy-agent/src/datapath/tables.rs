@@ -128,7 +128,7 @@ pub(super) fn open(dir: &Path, name: &'static str, key: usize, value: usize) -> 
 }
 
 impl<K: Pod, V: Pod> Hash<K, V> {
-    fn open(dir: &Path, name: &'static str, setting: &'static str) -> Result<Self, TableError> {
+    pub(super) fn open(dir: &Path, name: &'static str, setting: &'static str) -> Result<Self, TableError> {
         let (map, capacity) = open(dir, name, size_of::<K>(), size_of::<V>())?;
         Ok(Self {
             map,
@@ -162,11 +162,11 @@ impl<K: Pod, V: Pod> Hash<K, V> {
         sys::lookup(self.fd(), key).map_err(|error| self.fail(error))
     }
 
-    fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
+    pub(super) fn set(&mut self, key: &K, value: &V) -> Result<(), TableError> {
         sys::update(self.fd(), key, value).map_err(|error| self.fail(error))
     }
 
-    fn remove(&mut self, key: &K) -> Result<bool, TableError> {
+    pub(super) fn remove(&mut self, key: &K) -> Result<bool, TableError> {
         sys::delete(self.fd(), key).map_err(|error| self.fail(error))
     }
 

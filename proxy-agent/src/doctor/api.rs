@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, ListParams};
 
 use super::{Check, Status};
 use crate::config::{ApiServer, RunConfig, SourceConfig};
+use crate::datapath::SocketLb;
 use crate::source::client::{self, NODE_NAME, UNREACHABLE, causes};
-use crate::source::objects;
+use crate::source::{objects, pods};
 
 const CHECK: &str = "API server";
 /// How long it may take to answer.
@@ -38,7 +40,7 @@ pub(super) fn checks(config: &RunConfig) -> Vec<Check> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(async {
-            match tokio::time::timeout(PATIENCE, ask(server, &config.node_name)).await {
+            match tokio::time::timeout(PATIENCE, ask(server, config)).await {
                 Ok(checks) => checks,
                 Err(_) => vec![Check::fail(
                     CHECK,
@@ -51,7 +53,8 @@ pub(super) fn checks(config: &RunConfig) -> Vec<Check> {
     }
 }
 
-async fn ask(server: &ApiServer, node: &str) -> Vec<Check> {
+async fn ask(server: &ApiServer, config: &RunConfig) -> Vec<Check> {
+    let node = &config.node_name;
     let client = match client::open(server).await {
         Ok(client) => client,
         Err(error) => {
@@ -72,14 +75,46 @@ async fn ask(server: &ApiServer, node: &str) -> Vec<Check> {
             )];
         }
     };
-    vec![
+    let mut checks = vec![
         version,
         may_list::<objects::Service>("access to Services", &client).await,
         may_list::<objects::EndpointSlice>("access to EndpointSlices", &client).await,
         may_list::<objects::Node>("access to Nodes", &client).await,
         service_cidrs(&client).await,
         own_node(&client, node).await,
-    ]
+    ];
+    if config.datapath.socket_lb == SocketLb::All {
+        checks.push(labelled_pods(&client, node).await);
+    }
+    checks
+}
+
+/// Those that keep their sockets to themselves.
+async fn labelled_pods(client: &Client, node: &str) -> Check {
+    let check = "access to Pods";
+    let watched = pods::selection(node);
+    let params = ListParams {
+        label_selector: watched.label_selector,
+        field_selector: watched.field_selector,
+        ..ListParams::default()
+    };
+    match Api::<Pod>::all(client.clone()).list_metadata(&params).await {
+        Ok(list) => Check::ok(
+            check,
+            format!(
+                "{} of this node have the label {}={}",
+                list.items.len(),
+                pods::LABEL,
+                pods::OFF
+            ),
+        ),
+        Err(kube::Error::Api(status)) if status.code == 403 => Check::warn(check, "not allowed", pods::RIGHTS),
+        Err(error) => Check::warn(
+            check,
+            format!("cannot be listed: {}", causes(&error)),
+            client::remedy(&error),
+        ),
+    }
 }
 
 /// Older servers have none, and an agent goes on without.

@@ -1,7 +1,8 @@
 //! What netfilter holds in this network namespace, as rules of one form whatever wrote them: nftables, iptables over nftables, or
-//! legacy iptables. And what its connection tracking translates. Used by `doctor` and `migrate`.
+//! legacy iptables. And what its connection tracking translates. Used by `doctor`, `migrate` and the
+//! datapath's way to another proxy.
 //!
-//! What must stay true: only [`nftables::change`] writes; reading changes nothing, not even by loading a table's module.
+//! What must stay true: only [`nftables::change`] and [`claims`] write; reading changes nothing, not even by loading a table's module.
 
 /// The value of the first attribute of a kind.
 macro_rules! find {
@@ -13,6 +14,7 @@ macro_rules! find {
     };
 }
 
+pub(crate) mod claims;
 pub(crate) mod conntrack;
 mod expression;
 pub(crate) mod legacy;

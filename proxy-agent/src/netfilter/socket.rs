@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::none::ControlMessage;
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
@@ -17,6 +18,8 @@ const ANSWER: usize = 1 << 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A list that changed while it was given is asked for again, this often.
 const TRIES: usize = 20;
+/// Changes that are asked for together: their answers have to fit into a socket's buffer.
+const AT_ONCE: usize = 64;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 
 type Message = NetlinkMessage<NetfilterMessage>;
@@ -26,7 +29,7 @@ pub(super) struct Netlink {
     sequence: u32,
 }
 
-/// One change of a batch.
+/// One change.
 pub(super) struct Change {
     pub(super) family: NetfilterProtoFamily,
     pub(super) message: NetfilterMessageInner,
@@ -135,6 +138,40 @@ impl Netlink {
                 }
             }
         }
+    }
+
+    /// Makes every one of these changes that is possible; gives the answers, in their order. What exists is not changed.
+    pub(super) fn each(&mut self, changes: Vec<Change>) -> io::Result<Vec<io::Result<()>>> {
+        let mut answers = Vec::with_capacity(changes.len());
+        let mut changes = changes.into_iter().peekable();
+        while changes.peek().is_some() {
+            let (mut buffer, first) = (Vec::new(), self.sequence + 1);
+            for change in changes.by_ref().take(AT_ONCE) {
+                self.sequence += 1;
+                let flags = if change.creates { NLM_F_CREATE | NLM_F_EXCL } else { 0 };
+                let inner = NetfilterMessage::new(NetfilterHeader::new(change.family, 0, 0), change.message);
+                buffer.extend(bytes(&message(inner, flags | NLM_F_ACK, self.sequence)));
+            }
+            self.socket.send(&buffer)?;
+            let mut missing = self.sequence + 1 - first;
+            while missing > 0 {
+                for message in self.receive()? {
+                    let is_ours = message.header.sequence_number >= first;
+                    let NetlinkPayload::Error(error) = message.payload else {
+                        continue;
+                    };
+                    if is_ours {
+                        answers.push(if error.code.is_some() {
+                            Err(error.to_io())
+                        } else {
+                            Ok(())
+                        });
+                        missing -= 1;
+                    }
+                }
+            }
+        }
+        Ok(answers)
     }
 
     /// A batch is one message to the kernel, however long.

@@ -9,6 +9,7 @@ pub mod kube;
 pub mod lenient;
 pub mod manifests;
 pub mod objects;
+pub(crate) mod pods;
 
 use std::fmt;
 

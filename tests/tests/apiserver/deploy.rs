@@ -3,6 +3,7 @@
 
 use proxy_tests::apiserver::AGENT_USER;
 use proxy_tests::helm::{deploy, render};
+use proxy_tests::manifests;
 
 use crate::cluster::{Cluster, repository, turn};
 
@@ -78,5 +79,38 @@ fn the_account_may_do_what_the_agent_does_and_no_more() {
         ("create", "servicecidrs.networking.k8s.io"),
     ] {
         assert!(!may(verb, what), "{verb} {what} is nothing the agent needs");
+    }
+}
+
+/// S14: those that keep their sockets to themselves, in no other case.
+#[test]
+fn pods_are_read_where_their_sockets_are_translated() {
+    let cluster = turn();
+    for (socket_lb, allowed) in [("host", false), ("all", true)] {
+        let name = format!("with-{socket_lb}");
+        let value = format!("datapath.socketLB={socket_lb},nameOverride={name}");
+        let objects = manifests::documents(&render(&["--set", &value]).unwrap()).unwrap();
+        let mut rights = objects;
+        rights.retain(|object| object["kind"] != "DaemonSet");
+        cluster.api.apply(&rights).unwrap();
+        let user = format!("system:serviceaccount:kube-system:{name}");
+        let may = |verb: &str, what: &str| {
+            let args = ["auth", "can-i", verb, what, "--as", &user, "--all-namespaces"];
+            cluster.api.kubectl(&args).is_ok()
+        };
+        assert!(may("list", "services"), "the account is {user}");
+        for verb in ["list", "watch"] {
+            assert_eq!(may(verb, "pods"), allowed, "{verb}, --socket-lb {socket_lb}");
+        }
+        for verb in ["get", "patch", "delete"] {
+            assert!(!may(verb, "pods"), "{verb} is nothing the agent needs");
+        }
+        for kind in ["clusterrolebinding", "clusterrole"] {
+            cluster.api.kubectl(&["delete", kind, &name]).unwrap();
+        }
+        cluster
+            .api
+            .kubectl(&["-n", "kube-system", "delete", "serviceaccount", &name])
+            .unwrap();
     }
 }

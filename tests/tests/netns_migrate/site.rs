@@ -282,23 +282,14 @@ pub(crate) fn text(output: &Output) -> String {
 
 /// Requests of each kind after the last change.
 const ENOUGH: usize = 50;
-/// At most one UDP request in so many gets lost while connections change hands.
-const UDP_LOST: usize = 500;
-
-/// Ends traffic; every request of it was answered, but for single datagrams.
+/// Ends traffic; every request of it was answered.
 pub(crate) fn assert_undisturbed(running: Vec<(String, Running)>) {
     for (name, running) in running {
         assert!(running.wait_for(ENOUGH, ARRIVAL), "{name}: requests came to a halt");
         let samples = running.stop();
         let failures = traffic::failures(&samples);
-        // Nobody sends a datagram again but its client.
-        let allowed = if name.starts_with("UDP") {
-            samples.len() / UDP_LOST
-        } else {
-            0
-        };
         assert!(
-            failures.len() <= allowed,
+            failures.is_empty(),
             "{name}: {} of {} requests failed, this long ago: {:?}",
             failures.len(),
             samples.len(),
