@@ -26,7 +26,7 @@ use std::sync::Arc;
 use self::document::Document;
 pub use self::flags::RunArgs;
 pub use self::times::Intervals;
-pub use self::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
+pub use self::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg, XdpModeArg};
 use crate::datapath::Options;
 use crate::gates::FeatureGates;
 

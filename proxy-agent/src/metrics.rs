@@ -59,6 +59,7 @@ pub struct Metrics {
     map_capacity: Family<Labels, Gauge>,
     reasons: Family<Labels, Counter>,
     programs: Family<Labels, Gauge>,
+    xdp_packets: Counter,
     collected: Counter,
     flows_removed: Counter,
     opened: Counter,
@@ -100,6 +101,7 @@ impl Metrics {
             map_capacity: Family::default(),
             reasons: Family::default(),
             programs: Family::default(),
+            xdp_packets: Counter::default(),
             collected: Counter::default(),
             flows_removed: Counter::default(),
             opened: Counter::default(),
@@ -213,6 +215,11 @@ impl Metrics {
             self.programs.clone(),
         );
         own.register(
+            "xdp_packets",
+            "Packets that XDP has forwarded",
+            self.xdp_packets.clone(),
+        );
+        own.register(
             "entries_collected",
             "Idle rewrite entries removed",
             self.collected.clone(),
@@ -318,14 +325,15 @@ impl Metrics {
             let counter = self.reasons.get_or_create_owned(&vec![("reason", reason.to_owned())]);
             counter.inner().store(count, Ordering::Relaxed);
         }
-        for (place, count) in [
-            ("interface", stats.programs_on_interfaces),
-            ("cgroup", stats.programs_on_cgroup),
+        for (place, mode, count) in [
+            ("interface", stats.attach_mode, stats.programs_on_interfaces),
+            ("cgroup", "", stats.programs_on_cgroup),
+            ("xdp", stats.programs_at_xdp.1, stats.programs_at_xdp.0),
         ] {
-            let mode = if place == "interface" { stats.attach_mode } else { "" };
             let labels = vec![("place", place.to_owned()), ("mode", mode.to_owned())];
             self.programs.get_or_create(&labels).set(count as i64);
         }
+        self.xdp_packets.inner().store(stats.xdp_forwarded, Ordering::Relaxed);
         self.collected.inner().store(stats.entries_collected, Ordering::Relaxed);
         self.flows_removed.inner().store(stats.flows_removed, Ordering::Relaxed);
         self.opened.inner().store(stats.connections_opened, Ordering::Relaxed);

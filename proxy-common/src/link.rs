@@ -1,5 +1,6 @@
 //! What the programs need to know of an interface and of the node's own addresses: values of `LINKS` and `NODE_ADDRS4/6`.
-//! Written by the agent from netlink; read for new connections only.
+//! Written by the agent from netlink; read for new connections, and at XDP for packets that leave by another
+//! interface than they came in.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -9,6 +10,8 @@ use crate::addr::{Addr4, Addr6};
 pub const LINK_NO_ETHERNET: u32 = 1 << 0;
 /// What arrives over the interface comes from a pod of this node (S114 BridgeInterface, InterfaceNamePrefix).
 pub const LINK_PODS: u32 = 1 << 1;
+/// The interface has our XDP program, so that packets may be sent out of it from XDP.
+pub const LINK_XDP: u32 = 1 << 2;
 
 /// An interface that carries traffic; keyed by ifindex. A zero address means the node has none of that family.
 #[repr(C)]

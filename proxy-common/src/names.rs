@@ -20,6 +20,8 @@ pub const SRC_RANGES_CAPACITY: usize = 65_536;
 pub const SERVICES_CAPACITY: usize = 65_536;
 /// Service ports whose traffic is counted. Less than there may be: every slot takes room on every CPU.
 pub const COUNTERS_CAPACITY: usize = 16_384;
+/// Flows that XDP remembers for a moment, on every CPU and per family; a power of two.
+pub const PATHS_CAPACITY: usize = 1_024;
 /// Interfaces.
 pub const LINKS_CAPACITY: usize = 4_096;
 /// Bytes of the ring buffer for events, a power of two: two thousand events that nobody has read yet.
@@ -49,6 +51,8 @@ pub const SOCKETS: [&str; 2] = ["SOCKETS4", "SOCKETS6"];
 pub const SETTINGS: [&str; 2] = ["SETTINGS4", "SETTINGS6"];
 /// `CLUSTER_IPS4`, `CLUSTER_IPS6`: service id → [`crate::frontend::FrontendKey`] of its cluster IP.
 pub const CLUSTER_IPS: [&str; 2] = ["CLUSTER_IPS4", "CLUSTER_IPS6"];
+/// `PATHS4`, `PATHS6`: what XDP found out about a flow a moment ago, per CPU. Not pinned: nobody else reads it.
+pub const PATHS: [&str; 2] = ["PATHS4", "PATHS6"];
 /// ifindex → [`crate::link::Link`].
 pub const LINKS: &str = "LINKS";
 /// service id → [`crate::service::ServiceInfo`].
@@ -86,6 +90,9 @@ pub const TC_EGRESS: &str = "tc_egress";
 pub const TC_INGRESS_L3: &str = "tc_ingress_l3";
 /// See [`TC_INGRESS`].
 pub const TC_EGRESS_L3: &str = "tc_egress_l3";
+
+/// XDP program.
+pub const XDP_FORWARD: &str = "xdp_forward";
 
 /// The cgroup socket programs.
 pub const SOCKET_PROGRAMS: [&str; 8] = [

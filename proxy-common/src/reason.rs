@@ -74,6 +74,8 @@ pub const REASON_SLOTS: usize = 64;
 
 /// Slot of `REASONS`: events that found no room in the ring buffer of `proxy-agent trace`.
 pub const EVENTS_LOST: u32 = 63;
+/// Slot of `REASONS`: packets that XDP has forwarded.
+pub const XDP_FORWARDED: u32 = 58;
 /// Slots of `REASONS` by family: entries that the programs have put into the rewrite table.
 pub const REWRITES_INSERTED: [u32; 2] = [59, 60];
 /// Slots of `REASONS` by family: entries that the programs have removed from it themselves.
@@ -88,7 +90,7 @@ mod tests {
         for (slot, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, slot);
         }
-        let others = [REWRITES_INSERTED, REWRITES_REMOVED, [EVENTS_LOST; 2]];
+        let others = [REWRITES_INSERTED, REWRITES_REMOVED, [EVENTS_LOST, XDP_FORWARDED]];
         for slot in others.into_iter().flatten() {
             assert!(Reason::ALL.len() <= slot as usize && (slot as usize) < REASON_SLOTS);
         }

@@ -1,6 +1,7 @@
 //! The programs that run in the kernel: entry points only, each a line or two.
 //!
 //! * `tc_ingress`, `tc_egress`: both hooks of an interface with an Ethernet header; `…_l3` of one without (WireGuard, tun).
+//! * `xdp_forward`: the network cards that the configuration names.
 //! * `connect4` … `getpeername6`: the socket hooks of a cgroup.
 //!
 //! A packet is followed through four files: `tc` (what happens at a hook), `packet` (what is read), then `rewrite` (a known
@@ -22,9 +23,10 @@ mod stray;
 mod tc;
 mod trace;
 mod unusual;
+mod xdp;
 
-use aya_ebpf::macros::{cgroup_sock_addr, classifier};
-use aya_ebpf::programs::{SockAddrContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS};
 
 use packet::ETHERNET;
@@ -47,6 +49,11 @@ fn tc_ingress_l3(ctx: TcContext) -> i32 {
 #[classifier]
 fn tc_egress_l3(ctx: TcContext) -> i32 {
     tc::run::<0, HOOK_EGRESS>(&ctx)
+}
+
+#[xdp]
+fn xdp_forward(ctx: XdpContext) -> u32 {
+    xdp::run(&ctx)
 }
 
 #[cgroup_sock_addr(connect4)]

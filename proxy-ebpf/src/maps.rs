@@ -28,6 +28,7 @@ use proxy_common::trace::{Event, Trace};
 use crate::refuse::{Headers, Quote};
 use crate::route::Words;
 use crate::service::Lookup;
+use crate::xdp::Path;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -139,6 +140,11 @@ pub(crate) struct Scratch<A> {
 static SCRATCH4: PerCpuArray<Scratch<Addr4>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH6: PerCpuArray<Scratch<Addr6>, 1> = PerCpuArray::new();
+
+#[btf_map]
+static PATHS4: PerCpuArray<Path<Addr4>, { names::PATHS_CAPACITY }> = PerCpuArray::new();
+#[btf_map]
+static PATHS6: PerCpuArray<Path<Addr6>, { names::PATHS_CAPACITY }> = PerCpuArray::new();
 
 #[unsafe(no_mangle)]
 pub(crate) static PODS_BY_LINK: Global<u32> = Global::new(0);
@@ -282,12 +288,14 @@ pub(crate) trait Family: Address {
     fn settings() -> Option<&'static Settings<Self>>;
     /// This CPU's scratch room.
     fn scratch() -> Option<*mut Scratch<Self>>;
+    /// A slot of this CPU's `PATHS4/6`.
+    fn path(slot: u32) -> Option<*mut Path<Self>>;
     /// `SOCKETS4/6`.
     fn sockets() -> &'static SkStorage<SocketFlows<Self>>;
 }
 
 macro_rules! family {
-    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $settings:ident, $cluster_ips:ident, $link_addr:ident) => {
+    ($addr:ty, $frontends:ident, $backends:ident, $rewrites:ident, $fragments:ident, $affinity:ident, $src_ranges:ident, $node_addrs:ident, $sockets:ident, $scratch:ident, $settings:ident, $cluster_ips:ident, $paths:ident, $link_addr:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<&'static Frontend> {
@@ -389,6 +397,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn path(slot: u32) -> Option<*mut Path<Self>> {
+                $paths.get_ptr_mut(slot)
+            }
+
+            #[inline(always)]
             fn sockets() -> &'static SkStorage<SocketFlows<Self>> {
                 &$sockets
             }
@@ -409,6 +422,7 @@ family!(
     SCRATCH4,
     SETTINGS4,
     CLUSTER_IPS4,
+    PATHS4,
     addr4
 );
 family!(
@@ -424,5 +438,6 @@ family!(
     SCRATCH6,
     SETTINGS6,
     CLUSTER_IPS6,
+    PATHS6,
     addr6
 );

@@ -1,11 +1,11 @@
-//! What the tc programs need to know of a packet: its 5-tuple, where its L4 header starts, and its TCP flags.
+//! What the packet programs need to know of a packet: its 5-tuple, where its L4 header starts, and its TCP flags.
 //!
-//! Headers are read through direct packet access, bounds-checked here and nowhere else. Nothing is ever written through it:
-//! a program with direct packet writes makes the kernel copy the headers of every cloned packet before the program starts, those
+//! Headers are read through direct packet access, bounds-checked here and nowhere else. tc programs never write through it:
+//! one with direct packet writes makes the kernel copy the headers of every cloned packet before the program starts, those
 //! of foreign traffic included, and every TCP segment a local pod sends is a clone. Writes go through `bpf_skb_store_bytes`
 //! (see [`crate::rewrite`]).
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::programs::{TcContext, XdpContext};
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::rewrite::RewriteKey;
 
@@ -26,8 +26,8 @@ pub(crate) const TCP_ACK: u8 = 0x10;
 pub(crate) const IPV4_HEADER: usize = 20;
 pub(crate) const IPV6_HEADER: usize = 40;
 /// Bytes of an L4 header that must be there: UDP's 8; TCP is asked for its flags on top.
-const L4_HEADER: usize = 8;
-const TCP_HEADER: usize = 20;
+pub(crate) const L4_HEADER: usize = 8;
+pub(crate) const TCP_HEADER: usize = 20;
 /// More-fragments flag and offset of the IPv4 fragment field, in network order.
 const IPV4_FRAGMENT: u16 = 0x3fff_u16.to_be();
 
@@ -62,11 +62,43 @@ impl<A> Packet<A> {
     }
 }
 
+/// A context that gives direct access to the bytes of its packet: in tc to the linear part, at XDP to all of them.
+pub(crate) trait Bytes {
+    /// Address of the first byte.
+    fn start(&self) -> usize;
+    /// Address behind the last one.
+    fn end(&self) -> usize;
+}
+
+impl Bytes for TcContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
+impl Bytes for XdpContext {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.data_end()
+    }
+}
+
 /// The address of `len` readable bytes at `offset`, or `None` if the packet is shorter or they are not in the linear part.
 #[inline(always)]
-pub(crate) fn linear<T>(ctx: &TcContext, offset: usize, len: usize) -> Option<*const T> {
-    let start = ctx.data() + offset;
-    if start + len > ctx.data_end() {
+pub(crate) fn linear<T>(ctx: &impl Bytes, offset: usize, len: usize) -> Option<*const T> {
+    let start = ctx.start() + offset;
+    if start + len > ctx.end() {
         None
     } else {
         Some(start as *const T)
@@ -102,7 +134,7 @@ pub(crate) trait Headers: Family {
 
     /// The packet at a hook, if its headers are the usual ones. Fragments, IPv6 extension headers and ICMP are for
     /// [`crate::unusual`] and [`crate::icmp_error`].
-    fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>>;
+    fn parse<const L2: usize>(ctx: &impl Bytes, hook: u8) -> Option<Packet<Self>>;
 }
 
 /// Addresses and the like, read before the L4 header is looked at.
@@ -115,7 +147,7 @@ struct Network<A> {
 }
 
 #[inline(always)]
-fn parse_l4<A: Family>(ctx: &TcContext, network: Network<A>, hook: u8) -> Option<Packet<A>> {
+fn parse_l4<A: Family>(ctx: &impl Bytes, network: Network<A>, hook: u8) -> Option<Packet<A>> {
     Protocol::from_number(network.protocol)?;
     let ports: *const u8 = linear(ctx, network.l4, L4_HEADER)?;
     // SAFETY: eight bytes are there.
@@ -145,7 +177,7 @@ impl Headers for Addr4 {
     const ICMP: u8 = 1;
 
     #[inline(always)]
-    fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>> {
+    fn parse<const L2: usize>(ctx: &impl Bytes, hook: u8) -> Option<Packet<Self>> {
         let ip: *const u8 = linear(ctx, L2, IPV4_HEADER)?;
         // SAFETY: the twenty bytes of an IPv4 header are there.
         let network = unsafe {
@@ -174,7 +206,7 @@ impl Headers for Addr6 {
     const ICMP: u8 = 58;
 
     #[inline(always)]
-    fn parse<const L2: usize>(ctx: &TcContext, hook: u8) -> Option<Packet<Self>> {
+    fn parse<const L2: usize>(ctx: &impl Bytes, hook: u8) -> Option<Packet<Self>> {
         let ip: *const u8 = linear(ctx, L2, IPV6_HEADER)?;
         // SAFETY: the forty bytes of an IPv6 header are there.
         let network = unsafe {

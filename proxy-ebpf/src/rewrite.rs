@@ -16,8 +16,9 @@ use crate::maps::HAVE_CSUM_IPV6;
 use crate::packet::{Headers, IPV6_HEADER, Packet, TCP_FIN, TCP_RST};
 
 /// Offset of the checksum in the header of a protocol.
-const TCP_CHECKSUM: u32 = 16;
-const UDP_CHECKSUM: u32 = 6;
+pub(crate) const TCP_CHECKSUM: u32 = 16;
+/// See [`TCP_CHECKSUM`].
+pub(crate) const UDP_CHECKSUM: u32 = 6;
 const SCTP_CHECKSUM: usize = 8;
 /// Bytes of SCTP's common header, which every packet begins with.
 const SCTP_HEADER: usize = 12;
@@ -113,25 +114,24 @@ pub(crate) fn now() -> u32 {
     clock::ticks(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
-/// Notes in an entry that a packet went through it.
+/// Notes in an entry that a packet with these TCP flags went through it.
 #[inline(always)]
-pub(crate) fn touch<A: Headers>(entry: *mut Rewrite<A>, packet: &Packet<A>) {
+pub(crate) fn touch<A: Headers>(entry: *mut Rewrite<A>, tcp_flags: u8, now: u32) {
     // SAFETY: `entry` points into a map slot that stays allocated while the program runs. Other CPUs may write the same words;
     // each is written as a whole, a lost update costs a tick or is repeated by the peer's next FIN, and nothing is derived from
     // two of them together. Volatile, because the compiler must not merge or split the accesses.
     unsafe {
         let seen = core::ptr::addr_of_mut!((*entry).last_seen);
-        let now = now();
         if seen.read_volatile() != now {
             seen.write_volatile(now);
         }
         let state = core::ptr::addr_of_mut!((*entry).state);
         let old = state.read_volatile();
         let mut new = old | STATE_SEEN;
-        if packet.tcp_flags & TCP_FIN != 0 {
+        if tcp_flags & TCP_FIN != 0 {
             new |= STATE_FIN;
         }
-        if packet.tcp_flags & TCP_RST != 0 {
+        if tcp_flags & TCP_RST != 0 {
             new |= STATE_RST;
         } else {
             // Who goes on after a reset has not sent it, or not in this connection: its receiver ignores one that is out of window,

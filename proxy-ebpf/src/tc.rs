@@ -112,7 +112,7 @@ fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK:
     if let Some(elsewhere) = belongs_elsewhere::<A, L2, HOOK>(skb, unsafe { &*entry }) {
         return elsewhere;
     }
-    rewrite::touch(entry, packet);
+    rewrite::touch(entry, packet.tcp_flags, rewrite::now());
     // SAFETY: the slot stays allocated while the program runs. Only its clock and state change after it was written, and those
     // are not read here.
     let entry = unsafe { &*entry };

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod attached;
+pub mod cards;
 pub mod cgroup;
 pub mod confine;
 pub mod echo;
@@ -35,3 +36,4 @@ pub mod topology;
 pub mod traffic;
 pub mod wire;
 pub mod world;
+pub mod xdp;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
 use proxy_common::affinity::{Affinity, AffinityKey};
@@ -16,7 +16,7 @@ use proxy_common::counters::Counters;
 use proxy_common::frontend::{FRONTEND_CLUSTER_IP, FRONTEND_HAS_ENDPOINTS, Frontend, FrontendKey, Range};
 use proxy_common::link::{Link, NodeAddr};
 use proxy_common::names;
-use proxy_common::reason::{EVENTS_LOST, REWRITES_INSERTED, REWRITES_REMOVED, Reason};
+use proxy_common::reason::{EVENTS_LOST, REWRITES_INSERTED, REWRITES_REMOVED, Reason, XDP_FORWARDED};
 use proxy_common::rewrite::{Rewrite, RewriteKey};
 use proxy_common::settings::{Prefix, Settings};
 use proxy_common::trace::{Event, Trace};
@@ -27,6 +27,13 @@ pub const PASS: i32 = -1;
 pub const DROP: i32 = 2;
 /// See [`PASS`]; under test-run nothing is sent, the verdict is only a number.
 pub const REDIRECT: i32 = 7;
+
+/// Verdicts of the XDP program.
+pub const XDP_PASS: i32 = 2;
+/// See [`XDP_PASS`]; under test-run nothing is sent, the verdict is only a number.
+pub const XDP_TX: i32 = 3;
+/// See [`XDP_TX`].
+pub const XDP_REDIRECT: i32 = 4;
 
 /// Plain old data as aya wants it.
 #[repr(transparent)]
@@ -120,6 +127,12 @@ impl Programs {
             let program: &mut SchedClassifier = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the verifier rejects {name}"))?;
         }
+        let xdp: &mut Xdp = ebpf
+            .program_mut(names::XDP_FORWARD)
+            .context(names::XDP_FORWARD)?
+            .try_into()?;
+        xdp.load()
+            .with_context(|| format!("the verifier rejects {}", names::XDP_FORWARD))?;
         for name in names::SOCKET_PROGRAMS {
             let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the verifier rejects {name}"))?;
@@ -165,6 +178,37 @@ impl Programs {
         let mut ctx = [0u32; 48];
         ctx[9] = ingress_ifindex;
         ctx[10] = ifindex;
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(bytemuck::cast_slice(&ctx)),
+                repeat,
+                ..TestRunOptions::default()
+            })
+            .expect("program test-run");
+        out.truncate(result.data_size_out as usize);
+        (result.return_value as i32, out, result.duration.as_nanos())
+    }
+
+    /// Runs the XDP program on a packet that arrived by the interface of this index.
+    pub fn run_xdp(&self, packet: &[u8], ifindex: u32) -> Outcome {
+        let (verdict, packet, _) = self.repeat_xdp(packet, ifindex, 1);
+        Outcome { verdict, packet }
+    }
+
+    /// As [`Self::run_xdp`], many times over the same packet buffer; also returns the mean duration of a run in nanoseconds. A packet
+    /// that is forwarded has no hop left after the 63rd time.
+    pub fn repeat_xdp(&self, packet: &[u8], ifindex: u32, repeat: u32) -> (i32, Vec<u8>, u128) {
+        let program: &Xdp = self
+            .ebpf
+            .program(names::XDP_FORWARD)
+            .expect(names::XDP_FORWARD)
+            .try_into()
+            .expect("an XDP program");
+        let mut out = vec![0; packet.len()];
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let ctx = [0, packet.len() as u32, 0, ifindex, 0, 0];
         let result = program
             .test_run(TestRunOptions {
                 data_in: Some(packet),
@@ -290,6 +334,13 @@ impl Programs {
             .expect("rewrite");
     }
 
+    /// Removes an entry of the rewrite table.
+    pub fn remove_rewrite<A: Address>(&mut self, key: &RewriteKey<A>) {
+        self.hash::<RewriteKey<A>, Rewrite<A>>(names::for_family::<A>(names::REWRITES))
+            .remove(&Plain(*key))
+            .expect("rewrite");
+    }
+
     /// What was counted of a service, over all CPUs.
     pub fn counters(&self, service: u32) -> Counters {
         let map: PerCpuArray<_, Plain<Counters>> =
@@ -304,6 +355,11 @@ impl Programs {
     /// How often a reason was counted, over all CPUs.
     pub fn count(&self, reason: Reason) -> u64 {
         self.count_slot(reason as u32)
+    }
+
+    /// Packets that XDP has forwarded, over all CPUs.
+    pub fn xdp_forwarded(&self) -> u64 {
+        self.count_slot(XDP_FORWARDED)
     }
 
     /// Events that found no room, over all CPUs.

@@ -27,6 +27,13 @@ pub fn world(options: &[&'static str], pods: &[&str], change: impl Fn(&mut Value
 
 /// The same without the service.
 pub fn empty_world(options: &[&'static str]) -> Result<World> {
+    let mut world = world_without_agents(options)?;
+    world.start_agents()?;
+    Ok(world)
+}
+
+/// The same before any agent has started.
+pub fn world_without_agents(options: &[&'static str]) -> Result<World> {
     let mut all = vec!["--cluster-cidr", CLUSTER_CIDR];
     all.extend(options);
     let world = World::new(&Setup {
@@ -35,7 +42,7 @@ pub fn empty_world(options: &[&'static str]) -> Result<World> {
             ..Default::default()
         },
         options: all,
-        ..Default::default()
+        without_agents: true,
     })?;
     let node = world.topology.node(0);
     external(&world).netns.ip(&format!(

@@ -3,7 +3,9 @@
 
 use std::net::IpAddr;
 
-use etherparse::{IpHeaders, IpNumber, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Header, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice,
+};
 
 /// Hardware addresses of every built packet.
 pub const SRC_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -66,6 +68,20 @@ pub fn packet(l4: L4, src: End, dst: End, payload: &[u8]) -> Vec<u8> {
         }
     }
     .expect("a packet in memory");
+    bytes
+}
+
+/// A packet without IP options with another number of hops left.
+pub fn with_hops(packet: &[u8], hops: u8) -> Vec<u8> {
+    let mut bytes = packet.to_vec();
+    match Ipv4Header::from_slice(&packet[14..]) {
+        Ok((mut ip, _)) => {
+            ip.time_to_live = hops;
+            ip.header_checksum = ip.calc_header_checksum();
+            bytes[14..34].copy_from_slice(&ip.to_bytes());
+        }
+        Err(_) => bytes[14 + 7] = hops,
+    }
     bytes
 }
 

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use proxy_tests::attached;
 use proxy_tests::echo::REQUESTS;
 use proxy_tests::manifests;
 use proxy_tests::topology::{CLUSTER_CIDR, Shape};
@@ -38,7 +39,7 @@ fn world(options: &[&'static str]) -> World {
 }
 
 /// Start, traffic of pods and of the host, adoption by the next agent, the commands that look, and removal.
-fn everything_works(options: &[&'static str]) {
+fn everything_works(options: &[&'static str], at_xdp: &[&str]) {
     let mut world = world(options);
     world.start_agents_with(|agent| agent.confine(&documented())).unwrap();
     world.publish(&["pod1-2"]).unwrap();
@@ -55,21 +56,31 @@ fn everything_works(options: &[&'static str]) {
     world.agents[0].stop();
     world.agents[0].launch().unwrap();
     served(&world);
+    assert_eq!(attached::xdp(world.agents[0].netns()).unwrap(), at_xdp);
     let listed = world.agents[0].command(&["service", "list"]).unwrap();
     assert!(listed.contains("10.96.0.10"), "{listed}");
     world.agents[0].stop();
     let removed = world.agents[0].command(&["cleanup"]).unwrap();
     assert!(!removed.starts_with("removed 0 links, 0 filters"), "{removed}");
+    assert!(attached::xdp(world.agents[0].netns()).unwrap().is_empty());
 }
 
 #[test]
 fn the_documented_capabilities_are_enough() {
-    everything_works(&["--socket-lb", "all", "--bpf-log-level", "debug"]);
+    let options = [
+        "--socket-lb",
+        "all",
+        "--bpf-log-level",
+        "debug",
+        "--xdp-interfaces",
+        "eth0",
+    ];
+    everything_works(&options, &["eth0 native xdp_forward"]);
 }
 
 #[test]
 fn the_documented_capabilities_are_enough_for_classic_filters() {
-    everything_works(&["--attach", "classic"]);
+    everything_works(&["--attach", "classic"], &[]);
 }
 
 #[test]

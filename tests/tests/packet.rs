@@ -49,6 +49,8 @@ mod trace;
 mod unusual;
 #[path = "packet/verifier.rs"]
 mod verifier;
+#[path = "packet/xdp.rs"]
+mod xdp;
 
 const SYN: L4 = L4::Tcp(Tcp::Syn);
 const ACK: L4 = L4::Tcp(Tcp::Ack);

@@ -10,9 +10,9 @@ use ipnet::IpNet;
 
 use super::document::Document;
 use super::times::{self, Section};
-use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg};
+use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, ModeArg, SocketLbArg, XdpModeArg};
 use super::{ApiServer, ConfigError, DEFAULT_BPF_DIR, Origin, Rate, Remarks, RunConfig, SourceConfig};
-use crate::datapath::{Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection};
+use crate::datapath::{Capacities, InterfaceFilter, NodePortAddresses, Options, PodDetection, XdpOptions};
 use crate::gates::FeatureGates;
 use crate::model::address::{parse_cidr, parse_ip};
 
@@ -67,6 +67,7 @@ pub(super) fn check(document: &Document, origin: &Origin, remarks: &mut Remarks)
             },
             masquerade_all: ebpf.masquerade_all.or(section.masquerade_all).unwrap_or(false),
             attach: choice(origin, "ebpf.attach", &ebpf.attach, AttachArg::Auto)?.into(),
+            xdp: xdp(document, origin)?,
             log_level: choice(origin, "ebpf.bpfLogLevel", &ebpf.bpf_log_level, BpfLogLevelArg::Off)?.into(),
             service_metrics: ebpf.service_metrics.unwrap_or(true),
             capacities: capacities(document, origin)?,
@@ -313,13 +314,32 @@ fn interface_name(
 
 fn interfaces(document: &Document, origin: &Origin) -> Result<InterfaceFilter, ConfigError> {
     let [include, exclude] = [&document.ebpf.interfaces, &document.ebpf.exclude_interfaces].map(said);
-    let fail = |field, value: Option<&str>, error: &regex::Error| {
+    filter(origin, "ebpf.interfaces", include, None)?;
+    filter(origin, "ebpf.excludeInterfaces", include, exclude)
+}
+
+/// A filter from two patterns. It is the last one that was not looked at yet, and `field` is where it is.
+fn filter(
+    origin: &Origin,
+    field: &str,
+    include: Option<&str>,
+    exclude: Option<&str>,
+) -> Result<InterfaceFilter, ConfigError> {
+    InterfaceFilter::new(include, exclude).map_err(|error| {
         let remedy = "write a regular expression for interface names, such as eth.*|veth.*";
         let problem = error.to_string().replace('\n', " ");
-        origin.error(field, value.unwrap_or_default(), &problem, remedy)
-    };
-    InterfaceFilter::new(include, None).map_err(|error| fail("ebpf.interfaces", include, &error))?;
-    InterfaceFilter::new(include, exclude).map_err(|error| fail("ebpf.excludeInterfaces", exclude, &error))
+        origin.error(field, exclude.or(include).unwrap_or_default(), &problem, remedy)
+    })
+}
+
+/// Without a pattern there is no XDP.
+fn xdp(document: &Document, origin: &Origin) -> Result<XdpOptions, ConfigError> {
+    let xdp = &document.ebpf.xdp;
+    let chosen = said(&xdp.interfaces).map(|pattern| filter(origin, "ebpf.xdp.interfaces", Some(pattern), None));
+    Ok(XdpOptions {
+        interfaces: chosen.transpose()?,
+        mode: choice(origin, "ebpf.xdp.mode", &xdp.mode, XdpModeArg::Auto)?.into(),
+    })
 }
 
 /// Prefixes and words (S81). Whoever names nftables and no addresses has the primary ones, as there (S83).

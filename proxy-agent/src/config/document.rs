@@ -118,6 +118,14 @@ pub(crate) struct Ebpf {
     #[serde(rename = "socketLB")]
     pub(crate) socket_lb: Option<String>,
     pub(crate) sync_period: Option<String>,
+    pub(crate) xdp: Xdp,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Xdp {
+    pub(crate) interfaces: Option<String>,
+    pub(crate) mode: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]

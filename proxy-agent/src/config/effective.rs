@@ -6,9 +6,9 @@ use std::net::SocketAddr;
 use clap::ValueEnum;
 
 use super::document::{
-    API_VERSION, Capacities, ClientConnection, Conntrack, DetectLocal, Document, Ebpf, KIND, Logging,
+    API_VERSION, Capacities, ClientConnection, Conntrack, DetectLocal, Document, Ebpf, KIND, Logging, Xdp,
 };
-use super::words::{AttachArg, BpfLogLevelArg, SocketLbArg};
+use super::words::{AttachArg, BpfLogLevelArg, SocketLbArg, XdpModeArg};
 use super::{MODE, RunConfig, SourceConfig};
 use crate::datapath::PodDetection;
 use crate::duration;
@@ -37,6 +37,7 @@ impl RunConfig {
                 (connection, server.master.clone(), None)
             }
         };
+        let xdp_interfaces = datapath.xdp.interfaces.as_ref().and_then(|filter| filter.patterns()[0]);
         let [interfaces, exclude_interfaces] = datapath.interfaces.patterns();
         Document {
             api_version: Some(API_VERSION.to_owned()),
@@ -87,6 +88,10 @@ impl RunConfig {
                 service_proxy_name: self.service_proxy_name.as_deref().map(str::to_owned),
                 socket_lb: word::<SocketLbArg, _>(datapath.socket_lb),
                 sync_period: Some(duration::text(self.intervals.sync)),
+                xdp: Xdp {
+                    interfaces: xdp_interfaces.map(str::to_owned),
+                    mode: word::<XdpModeArg, _>(datapath.xdp.mode),
+                },
             },
             ..Document::default()
         }

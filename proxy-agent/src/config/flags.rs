@@ -9,7 +9,7 @@ use clap::{ArgAction, Args};
 
 use super::BPF_DIR_VARIABLE;
 use super::meaningless::Meaningless;
-use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, SocketLbArg};
+use super::words::{AttachArg, BpfLogLevelArg, DetectLocalModeArg, SocketLbArg, XdpModeArg};
 
 const KUBE: &str = "As kube-proxy has them (ignored with --config)";
 const TIMEOUTS: &str = "Silent connections, of the proxy's own table (ignored with --config)";
@@ -48,6 +48,13 @@ pub struct RunArgs {
     /// How to attach to interfaces: tcx links (Linux 6.6), classic filters, or whichever is there. [default: auto]
     #[arg(long, value_enum)]
     pub attach: Option<AttachArg>,
+    /// Network cards that forward connections from outside to endpoints on other nodes at XDP: a regular expression for the whole
+    /// name. [default: none]
+    #[arg(long, value_name = "REGEX")]
+    pub xdp_interfaces: Option<String>,
+    /// Where XDP runs: in the driver if it can, in the driver, or behind it. [default: auto]
+    #[arg(long, value_enum)]
+    pub xdp_mode: Option<XdpModeArg>,
     /// Whether connections, packets and bytes are counted per service port, for /metrics and `top`. [default: true]
     #[arg(long, value_name = "BOOL", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub service_metrics: Option<bool>,

@@ -83,6 +83,14 @@ fn own_flags(args: &RunArgs, document: &mut Document, over: &mut Overlay) {
         &mut ebpf.socket_lb,
     );
     over.own("--attach", "ebpf.attach", args.attach.and_then(word), &mut ebpf.attach);
+    let xdp = args.xdp_interfaces;
+    over.own("--xdp-interfaces", "ebpf.xdp.interfaces", xdp, &mut ebpf.xdp.interfaces);
+    over.own(
+        "--xdp-mode",
+        "ebpf.xdp.mode",
+        args.xdp_mode.and_then(word),
+        &mut ebpf.xdp.mode,
+    );
     let level = args.bpf_log_level.and_then(word);
     over.own("--bpf-log-level", "ebpf.bpfLogLevel", level, &mut ebpf.bpf_log_level);
     over.own("-v", "logging.verbosity", args.v, &mut document.logging.verbosity);

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 
-use crate::datapath::{AttachMode, BpfLogLevel, SocketLb};
+use crate::datapath::{AttachMode, BpfLogLevel, SocketLb, XdpMode};
 
 /// `--socket-lb`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,6 +59,27 @@ impl From<AttachArg> for AttachMode {
             AttachArg::Auto => Self::Auto,
             AttachArg::Tcx => Self::Tcx,
             AttachArg::Classic => Self::Classic,
+        }
+    }
+}
+
+/// `--xdp-mode`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum XdpModeArg {
+    /// In drivers that have XDP; where one has none, tc forwards alone.
+    Auto,
+    /// In the driver; one without XDP is reported as a failure, again and again.
+    Native,
+    /// Behind the driver, which works everywhere but is hardly faster than tc.
+    Generic,
+}
+
+impl From<XdpModeArg> for XdpMode {
+    fn from(arg: XdpModeArg) -> Self {
+        match arg {
+            XdpModeArg::Auto => Self::Auto,
+            XdpModeArg::Native => Self::Native,
+            XdpModeArg::Generic => Self::Generic,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Options that fit no interface of this node. Nothing fails then, and yet services are not served, or pods are taken for strangers. A
 //! running agent says so when it begins to be so ([`super::links`]), and `doctor` at any time.
 
-use super::options::{InterfaceFilter, PodDetection};
-use crate::netlink::Network;
+use super::options::{InterfaceFilter, PodDetection, XdpOptions};
+use crate::netlink::{LinkInfo, Network};
 
 /// So many names are told.
 const TOLD: usize = 8;
@@ -15,9 +15,10 @@ pub(crate) struct Doubt {
 }
 
 /// Everything that is doubtful.
-pub(super) fn all(filter: &InterfaceFilter, pods: &PodDetection, network: &Network) -> Vec<Doubt> {
+pub(super) fn all(filter: &InterfaceFilter, xdp: &XdpOptions, pods: &PodDetection, network: &Network) -> Vec<Doubt> {
     interfaces(filter, network)
         .into_iter()
+        .chain(xdp_interfaces(filter, xdp, network))
         .chain(pods_of(pods, network))
         .collect()
 }
@@ -44,6 +45,22 @@ pub(crate) fn interfaces(filter: &InterfaceFilter, network: &Network) -> Option<
         ),
         remedy: format!(
             "choose among {}; a pattern has to match the whole name, as eth.* does",
+            names(network)
+        ),
+    })
+}
+
+/// No interface gets XDP, though some should.
+pub(crate) fn xdp_interfaces(filter: &InterfaceFilter, xdp: &XdpOptions, network: &Network) -> Option<Doubt> {
+    let [pattern, _] = xdp.interfaces.as_ref()?.patterns();
+    let is_chosen = |info: &LinkInfo| filter.accepts_link(info) && xdp.accepts(info);
+    (!network.links.values().any(is_chosen)).then(|| Doubt {
+        found: format!(
+            "no interface is chosen by --xdp-interfaces {}: tc forwards alone",
+            pattern.unwrap_or_default()
+        ),
+        remedy: format!(
+            "choose among those that --interfaces takes and that have an Ethernet header: {}",
             names(network)
         ),
     })
@@ -93,12 +110,12 @@ fn names(network: &Network) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::LinkInfo;
 
     fn network(names: &[&str]) -> Network {
         let link = |name: &&str| LinkInfo {
             name: (*name).to_owned(),
             loopback: *name == "lo",
+            has_ethernet: true,
             ..LinkInfo::default()
         };
         Network {
@@ -111,12 +128,13 @@ mod tests {
     fn what_fits_no_interface_is_named() {
         let network = network(&["lo", "eth0", "cni0"]);
         let any = PodDetection::ClusterCidr(Vec::new());
+        let off = XdpOptions::default();
         let filter = InterfaceFilter::new(Some("eth"), None).unwrap();
-        let doubts = all(&filter, &any, &network);
+        let doubts = all(&filter, &off, &any, &network);
         assert!(doubts[0].found.contains("--interfaces eth:"), "{doubts:?}");
         assert!(doubts[0].remedy.contains("eth0, cni0"), "{doubts:?}");
         let filter = InterfaceFilter::new(Some("eth.*"), None).unwrap();
-        assert!(all(&filter, &any, &network).is_empty());
+        assert!(all(&filter, &off, &any, &network).is_empty());
         for (pods, doubtful) in [
             (PodDetection::Bridge("cni0".into()), false),
             (PodDetection::Bridge("cni".into()), true),
@@ -124,7 +142,28 @@ mod tests {
             (PodDetection::InterfacePrefix("veth".into()), true),
             (PodDetection::NodeCidr, false),
         ] {
-            assert_eq!(!all(&filter, &pods, &network).is_empty(), doubtful, "{pods:?}");
+            assert_eq!(!all(&filter, &off, &pods, &network).is_empty(), doubtful, "{pods:?}");
         }
+    }
+
+    #[test]
+    fn xdp_on_no_interface_is_doubtful() {
+        let network = network(&["lo", "eth0", "wg0"]);
+        let filter = InterfaceFilter::new(None, Some("eth1")).unwrap();
+        for (pattern, doubtful) in [
+            ("eth0", false),
+            ("eth.*", false),
+            ("eth", true),
+            ("lo", true),
+            ("eth1", true),
+        ] {
+            let xdp = XdpOptions {
+                interfaces: Some(InterfaceFilter::new(Some(pattern), None).unwrap()),
+                ..XdpOptions::default()
+            };
+            let doubt = xdp_interfaces(&filter, &xdp, &network);
+            assert_eq!(doubt.is_some(), doubtful, "{pattern}");
+        }
+        assert_eq!(xdp_interfaces(&filter, &XdpOptions::default(), &network), None);
     }
 }

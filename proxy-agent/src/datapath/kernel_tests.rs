@@ -75,6 +75,7 @@ impl Bed {
             node_port_addresses: NodePortAddresses::default(),
             masquerade_all: false,
             attach,
+            xdp: XdpOptions::default(),
             log_level: BpfLogLevel::Off,
             service_metrics: true,
             capacities: Capacities {

@@ -1,4 +1,5 @@
-//! Attaches the packet programs to interfaces and keeps `LINKS` and `NODE_ADDRS4/6` in step with netlink.
+//! Attaches the packet programs to interfaces and keeps `LINKS` and `NODE_ADDRS4/6` in step with netlink. What runs at XDP is
+//! attached by [`super::xdp`].
 //!
 //! Both directions are attached before all foreign programs (tcx: first; classic: priority 1), so that none of them can end the
 //! chain before a service's packet was translated; ours end with "next", so that foreign ones still run. Links are pinned as
@@ -14,7 +15,9 @@ use std::path::{Path, PathBuf};
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::addr::{Addr4, Addr6, Address};
-use proxy_common::link::{LINK_NO_ETHERNET, LINK_PODS, Link, NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS, NodeAddr};
+use proxy_common::link::{
+    LINK_NO_ETHERNET, LINK_PODS, LINK_XDP, Link, NODE_ADDR_NODE_PORTS, NODE_ADDR_SOCKETS, NodeAddr,
+};
 use proxy_common::names;
 
 use super::classic::{Classic, Filter};
@@ -22,10 +25,11 @@ use super::doubts::{self, Doubt};
 use super::error::{DatapathError, TableError};
 use super::loader::{Programs, repin};
 use super::node_port_addresses::NodePortAddresses;
-use super::options::{AttachMode, InterfaceFilter, PodDetection};
+use super::options::{AttachMode, InterfaceFilter, PodDetection, XdpOptions};
 use super::sync::SyncReport;
 use super::sys::{self, LinkTarget};
 use super::tables::{FamilyTables, Tables};
+use super::xdp::Xdp;
 use crate::netlink::{LinkInfo, Network};
 
 /// The two hooks, in the order in which they are attached: replies must be known before requests are translated.
@@ -39,6 +43,7 @@ pub(super) struct Links {
     tcx: bool,
     dir: PathBuf,
     classic: Classic,
+    xdp: Xdp,
     attached: BTreeMap<u32, Attached>,
     /// Interfaces we leave alone, seen already.
     ignored: BTreeSet<u32>,
@@ -75,6 +80,7 @@ impl Links {
         pods: PodDetection,
         node_ports: NodePortAddresses,
         mode: AttachMode,
+        xdp: XdpOptions,
         dir: &Path,
         tables: &impl Tables,
     ) -> Result<Self, DatapathError> {
@@ -96,6 +102,7 @@ impl Links {
             tcx,
             dir: dir.to_owned(),
             classic: Classic::open().map_err(DatapathError::call("opening", "an rtnetlink socket"))?,
+            xdp: Xdp::open(xdp, dir),
             attached: BTreeMap::new(),
             ignored: BTreeSet::new(),
             links: BTreeMap::new(),
@@ -112,6 +119,11 @@ impl Links {
     /// Programs on interfaces.
     pub(super) fn attached(&self) -> usize {
         self.attached.len() * DIRECTIONS.len()
+    }
+
+    /// XDP programs, and `native` or `generic`.
+    pub(super) fn xdp(&self) -> (usize, &'static str) {
+        self.xdp.attached()
     }
 
     /// Entries of `LINKS`, `NODE_ADDRS4` and `NODE_ADDRS6`.
@@ -133,7 +145,12 @@ impl Links {
         report: &mut SyncReport,
     ) {
         let failures = report.failed.len();
+        let filter = &self.filter;
+        let carrying = network.links.iter().filter(|(_, info)| filter.accepts_link(info));
+        // `LINKS` says of an interface that it has XDP after it got it, and no more before it loses it.
+        self.xdp.attach(carrying, programs, report);
         self.write_maps(network, tables, report);
+        self.xdp.detach(network, report);
         self.say_doubts(network);
         for (ifindex, info) in &network.links {
             let result = if self.accepts(info) {
@@ -212,7 +229,7 @@ impl Links {
                 report.fail(pin.display(), error);
             }
         }
-        if self.pending || !lost.is_empty() {
+        if self.xdp.find_lost(report) || self.pending || !lost.is_empty() {
             self.set_network(&network, programs, tables, report);
         } else {
             self.network = Some(network);
@@ -242,7 +259,7 @@ impl Links {
     }
 
     fn say_doubts(&mut self, network: &Network) {
-        let doubts = doubts::all(&self.filter, &self.pods, network);
+        let doubts = doubts::all(&self.filter, self.xdp.options(), &self.pods, network);
         for doubt in doubts.iter().filter(|doubt| !self.doubts.contains(doubt)) {
             tracing::warn!(remedy = doubt.remedy, "{}", doubt.found);
         }
@@ -340,8 +357,9 @@ impl Links {
                 } else {
                     0
                 };
+                let xdp = if self.xdp.carries(*ifindex, info) { LINK_XDP } else { 0 };
                 let link = Link {
-                    flags: no_ethernet | pods,
+                    flags: no_ethernet | pods | xdp,
                     addr4: source_address(info.primary(IpAddr::is_ipv4).or(primary4)),
                     addr6: source_address(info.primary(IpAddr::is_ipv6).or(primary6)),
                     mac: info.mac.filter(|_| info.has_ethernet).unwrap_or_default(),

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use aya_log::EbpfLogger;
@@ -50,7 +50,7 @@ pub(crate) struct Pins {
     pub(crate) root: PathBuf,
     /// The maps, by name.
     pub(crate) maps: PathBuf,
-    /// The links: `<ifindex>-ingress`, `<ifindex>-egress`, or the name of a socket program.
+    /// The links: `<ifindex>-ingress`, `<ifindex>-egress`, `<ifindex>-xdp`, or the name of a socket program.
     pub(crate) links: PathBuf,
 }
 
@@ -208,7 +208,7 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         "constants of the programs"
     );
     let mut ebpf = load_object(place, &sizes, &constants)?;
-    let programs = load_programs(&mut ebpf, options.socket_lb)?;
+    let programs = load_programs(&mut ebpf, options)?;
     let logging = start_logging(&mut ebpf, options.log_level);
     tracing::info!(programs = programs.len(), pins = %pins.root.display(), "programs verified");
     let maps = pinned_maps()
@@ -275,6 +275,9 @@ fn map_sizes(
         0
     };
     sizes.push((names::COUNTERS, counted.saturating_add(1)));
+    if options.xdp.interfaces.is_none() {
+        sizes.extend(names::PATHS.map(|name| (name, 1)));
+    }
     for name in pinned_maps() {
         let map = object
             .maps
@@ -355,18 +358,19 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
     Ok(loader.load(OBJECT).map_err(Box::new)?)
 }
 
-fn load_programs(ebpf: &mut Ebpf, socket_lb: SocketLb) -> Result<Programs, DatapathError> {
+fn load_programs(ebpf: &mut Ebpf, options: &Options) -> Result<Programs, DatapathError> {
     let packet = [
         names::TC_INGRESS,
         names::TC_EGRESS,
         names::TC_INGRESS_L3,
         names::TC_EGRESS_L3,
     ];
-    let socket: &[&str] = match socket_lb {
+    let xdp = options.xdp.interfaces.as_ref().map(|_| names::XDP_FORWARD);
+    let socket: &[&str] = match options.socket_lb {
         SocketLb::Off => &[],
         SocketLb::Host | SocketLb::All => &names::SOCKET_PROGRAMS,
     };
-    let wanted: Vec<&str> = packet.iter().chain(socket).copied().collect();
+    let wanted: Vec<&str> = packet.iter().chain(&xdp).chain(socket).copied().collect();
     let found: HashMap<&str, &mut Program> = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name)).collect();
     if let Some(missing) = wanted.iter().find(|name| !found.contains_key(*name)) {
         return Err(DatapathError::Incomplete(format!("program {missing}")));
@@ -400,12 +404,10 @@ fn load_programs(ebpf: &mut Ebpf, socket_lb: SocketLb) -> Result<Programs, Datap
 }
 
 fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
-    if let Program::CgroupSockAddr(_) = program {
-        let program: &mut CgroupSockAddr = program.try_into()?;
-        program.load()?;
-    } else {
-        let program: &mut SchedClassifier = program.try_into()?;
-        program.load()?;
+    match program {
+        Program::CgroupSockAddr(_) => <&mut CgroupSockAddr>::try_from(&mut *program)?.load()?,
+        Program::Xdp(_) => <&mut Xdp>::try_from(&mut *program)?.load()?,
+        _ => <&mut SchedClassifier>::try_from(&mut *program)?.load()?,
     }
     Ok(program.fd()?.as_fd().try_clone_to_owned()?)
 }

@@ -2,7 +2,8 @@
 //! block for as long as the system calls take and never wait for anything else.
 //!
 //! `loader` turns the embedded object into verified programs and pinned maps, `tables` are those maps, `ranges` and `sync` decide
-//! what is written in which order, `opt_out` knows whose sockets are left alone, `flows` moves UDP flows, `links` and `cgroup` attach the programs, `gc` removes what has gone
+//! what is written in which order, `opt_out` knows whose sockets are left alone, `flows` moves UDP flows, `links`, `xdp` and `cgroup`
+//! attach the programs, `gc` removes what has gone
 //! quiet, `upgrade` takes over from another version, `cleanup` removes everything.
 
 mod affinity;
@@ -37,6 +38,7 @@ pub(crate) mod sys;
 pub(crate) mod tables;
 mod upgrade;
 mod verify;
+mod xdp;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -48,7 +50,7 @@ use ipnet::IpNet;
 use proxy_common::addr::{Addr4, Addr6, Address};
 use proxy_common::clock;
 use proxy_common::counters::Counters;
-use proxy_common::reason::Reason;
+use proxy_common::reason::{Reason, XDP_FORWARDED};
 
 use self::cgroup::Sockets;
 use self::flows::{Departed, Services};
@@ -69,7 +71,10 @@ pub(crate) use error::TableError;
 pub use ledger::RewriteCounts;
 pub(crate) use loader::Pins;
 pub use node_port_addresses::NodePortAddresses;
-pub use options::{AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts};
+pub use options::{
+    AttachMode, BpfLogLevel, Capacities, InterfaceFilter, Options, PodDetection, SocketLb, Timeouts, XdpMode,
+    XdpOptions,
+};
 pub(crate) use remains::{Remains, remains};
 pub(crate) use sync::name_of;
 pub use sync::{SyncFailure, SyncReport};
@@ -136,6 +141,10 @@ pub struct Stats {
     pub programs_on_interfaces: usize,
     /// Programs on the cgroup.
     pub programs_on_cgroup: usize,
+    /// Programs at XDP, and `native` or `generic`.
+    pub programs_at_xdp: (usize, &'static str),
+    /// Packets that XDP has forwarded.
+    pub xdp_forwarded: u64,
     /// `tcx` or `classic`.
     pub attach_mode: &'static str,
     /// Idle entries removed from the rewrite tables so far.
@@ -202,6 +211,7 @@ impl Datapath {
             options.pods.clone(),
             options.node_port_addresses,
             options.attach,
+            options.xdp,
             &loaded.pins.links,
             &tables,
         )?;
@@ -450,6 +460,8 @@ impl Datapath {
             reasons: self.reasons(),
             programs_on_interfaces: self.links.attached(),
             programs_on_cgroup: self.sockets.as_ref().map_or(0, Sockets::len),
+            programs_at_xdp: self.links.xdp(),
+            xdp_forwarded: self.count(XDP_FORWARDED),
             attach_mode: self.links.mode(),
             entries_collected: self.collected,
             rewrites: [
@@ -509,14 +521,17 @@ impl Datapath {
     }
 
     fn reasons(&self) -> Vec<(&'static str, u64)> {
-        let cpus = aya::util::nr_cpus().unwrap_or_default();
         Reason::ALL
             .iter()
-            .map(|reason| {
-                let counts = sys::lookup_many(self.tables.reasons.fd().as_fd(), &(*reason as u32), cpus);
-                (reason.name(), counts.unwrap_or_default().iter().sum())
-            })
+            .map(|reason| (reason.name(), self.count(*reason as u32)))
             .collect()
+    }
+
+    /// A slot of `REASONS`, over all CPUs.
+    fn count(&self, slot: u32) -> u64 {
+        let cpus = aya::util::nr_cpus().unwrap_or_default();
+        let counts = sys::lookup_many::<u64>(self.tables.reasons.fd().as_fd(), &slot, cpus);
+        counts.unwrap_or_default().iter().sum()
     }
 
     /// Frontends changed: UDP flows and affinity records are looked at now and once more later.

@@ -28,6 +28,8 @@ pub struct Options {
     pub masquerade_all: bool,
     /// How the packet programs are attached.
     pub attach: AttachMode,
+    /// Where XDP forwards.
+    pub xdp: XdpOptions,
     /// What the programs say; [`BpfLogLevel::Off`] prunes every statement at load.
     pub log_level: BpfLogLevel,
     /// Traffic is counted per service port.
@@ -92,6 +94,44 @@ pub enum AttachMode {
     Tcx,
     /// Filters of a clsact qdisc.
     Classic,
+}
+
+/// Which network cards forward at XDP, and where in them.
+#[derive(Clone, Debug, Default)]
+pub struct XdpOptions {
+    /// Those of [`Options::interfaces`] that it accepts too; none if there is no filter.
+    pub interfaces: Option<InterfaceFilter>,
+    /// Where the program runs.
+    pub mode: XdpMode,
+}
+
+impl XdpOptions {
+    /// Does this interface, which carries the packet programs, get the XDP program? Ones without an Ethernet header do not.
+    pub(crate) fn accepts(&self, info: &LinkInfo) -> bool {
+        info.has_ethernet && self.interfaces.as_ref().is_some_and(|filter| filter.accepts_link(info))
+    }
+}
+
+/// Where the XDP program runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum XdpMode {
+    /// In the driver; without XDP where that has none.
+    #[default]
+    Auto,
+    /// In the driver; where that has none it is a failure.
+    Native,
+    /// In the kernel's common code, behind the driver: for trials, hardly faster than tc.
+    Generic,
+}
+
+impl XdpMode {
+    /// `native` or `generic`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto | Self::Native => "native",
+            Self::Generic => "generic",
+        }
+    }
 }
 
 /// What the programs may say through aya-log; the numbers are aya-log's.

@@ -7,8 +7,10 @@ use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use aya::programs::loaded_programs;
 use aya::util::KernelVersion;
 use proxy_common::config::{DEFAULT_PORT_COUNT, DEFAULT_PORT_FIRST};
+use proxy_common::names;
 
 use super::error::DatapathError;
 use super::options::{AttachMode, Options, SocketLb};
@@ -87,6 +89,13 @@ pub(crate) fn bpf_file_system(bpf_dir: &Path) -> Result<(), DatapathError> {
 /// Can programs be attached with tcx links?
 pub(crate) fn has_tcx() -> bool {
     super::links::has_tcx()
+}
+
+/// Is the program of this id our XDP program, of whichever agent?
+pub(crate) fn is_our_xdp(id: u32) -> bool {
+    loaded_programs()
+        .flatten()
+        .any(|program| program.id() == id && program.name_as_str() == Some(names::XDP_FORWARD))
 }
 
 fn missing(what: &str, remedy: impl ToString) -> DatapathError {

@@ -1,5 +1,5 @@
-//! The kernel calls that aya has not: single and batched map access by layout, memory-mapped arrays, tcx links by ifindex, cgroup
-//! links whose program is replaced in place, link information, the cookie of a network namespace, RCU synchronisation.
+//! The kernel calls that aya has not: single and batched map access by layout, memory-mapped arrays, tcx and XDP links by ifindex,
+//! cgroup links whose program is replaced in place, link information, the cookie of a network namespace, RCU synchronisation.
 //!
 //! Called by the rest of `datapath` and by `inspect`. Every function is one system call with checked arguments; errors are the
 //! kernel's, callers add the object.
@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_link_type};
+use aya_obj::generated::{XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type, bpf_cmd, bpf_link_type};
 use bytemuck::{Pod, Zeroable};
 
 pub(crate) use self::mapped::MappedArray;
@@ -283,6 +283,23 @@ pub(crate) fn attach_tcx(program: BorrowedFd<'_>, ifindex: u32, egress: bool) ->
     bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(new_fd)
 }
 
+/// Attaches an XDP program to an interface, in its driver or behind it. An interface has room for one.
+pub(crate) fn attach_xdp(program: BorrowedFd<'_>, ifindex: u32, generic: bool) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target: ifindex,
+        attach_type: bpf_attach_type::BPF_XDP as u32,
+        flags: if generic {
+            XDP_FLAGS_SKB_MODE
+        } else {
+            XDP_FLAGS_DRV_MODE
+        },
+        relative: 0,
+        expected_revision: 0,
+    };
+    bpf(bpf_cmd::BPF_LINK_CREATE, &mut attr).map(new_fd)
+}
+
 /// Attaches a socket program to a cgroup, beside others.
 pub(crate) fn attach_cgroup(
     program: BorrowedFd<'_>,
@@ -364,7 +381,7 @@ struct Info {
     info: u64,
 }
 
-/// The start of the kernel's `bpf_link_info`, as far as tcx and cgroup links use it.
+/// The start of the kernel's `bpf_link_info`, as far as tcx, XDP and cgroup links use it.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct RawLinkInfo {
@@ -378,7 +395,7 @@ struct RawLinkInfo {
 /// What a link is attached to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum LinkTarget {
-    /// tcx: the interface, 0 once it is gone.
+    /// tcx, XDP: the interface, 0 once it is gone.
     Interface(u32),
     /// A cgroup's id, 0 once it is gone.
     Cgroup(u64),
@@ -406,7 +423,8 @@ pub(crate) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
 pub(crate) fn link_target(link: BorrowedFd<'_>) -> io::Result<LinkTarget> {
     let info = link_info(link)?;
     let [first, second, ..] = info.words;
-    Ok(if info.kind == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+    let on_interface = [bpf_link_type::BPF_LINK_TYPE_TCX, bpf_link_type::BPF_LINK_TYPE_XDP];
+    Ok(if on_interface.iter().any(|kind| info.kind == *kind as u32) {
         LinkTarget::Interface(first)
     } else if info.kind == bpf_link_type::BPF_LINK_TYPE_CGROUP as u32 {
         LinkTarget::Cgroup(u64::from(first) | u64::from(second) << 32)

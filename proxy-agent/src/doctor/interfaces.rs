@@ -2,11 +2,12 @@
 
 use super::Check;
 use crate::datapath::doubts::{self, Doubt};
-use crate::datapath::{Options, PodDetection};
-use crate::netlink::Network;
+use crate::datapath::{Options, PodDetection, probe};
+use crate::netlink::{LinkInfo, Network};
 use crate::{run, verify};
 
 const CHECK: &str = "interfaces";
+const XDP: &str = "XDP";
 
 pub(super) fn checks(options: &Options) -> Vec<Check> {
     match run::block_on(verify::network()) {
@@ -28,6 +29,7 @@ fn judge(options: &Options, network: &Network) -> Vec<Check> {
         None => Check::ok(CHECK, format!("{} carry the programs", chosen.count())),
         Some(Doubt { found, remedy }) => Check::fail(CHECK, found, remedy),
     }];
+    checks.extend(xdp(options, network));
     if matches!(options.pods, PodDetection::Bridge(_) | PodDetection::InterfacePrefix(_)) {
         let check = "interfaces of pods";
         checks.push(match doubts::pods_of(&options.pods, network) {
@@ -36,4 +38,37 @@ fn judge(options: &Options, network: &Network) -> Vec<Check> {
         });
     }
     checks
+}
+
+/// The cards that are to forward at XDP, and what they have. Whether a driver has XDP is only seen when an agent attaches to it.
+fn xdp(options: &Options, network: &Network) -> Vec<Check> {
+    if options.xdp.interfaces.is_none() {
+        return Vec::new();
+    }
+    if let Some(Doubt { found, remedy }) = doubts::xdp_interfaces(&options.interfaces, &options.xdp, network) {
+        return vec![Check::warn(XDP, found, remedy)];
+    }
+    let chosen = |info: &&LinkInfo| options.interfaces.accepts_link(info) && options.xdp.accepts(info);
+    let judge = |info: &LinkInfo| {
+        let name = &info.name;
+        match info.xdp {
+            None => Check::ok(
+                XDP,
+                format!("{name} has no XDP program: an agent attaches one, if the driver can"),
+            ),
+            Some(program) if probe::is_our_xdp(program.id) => {
+                let place = if program.generic { "generic" } else { "native" };
+                Check::ok(XDP, format!("{name} forwards ({place})"))
+            }
+            Some(program) => Check::warn(
+                XDP,
+                format!(
+                    "{name} has somebody else's XDP program ({}): tc forwards alone",
+                    program.id
+                ),
+                "remove the other program, or leave the interface out of --xdp-interfaces",
+            ),
+        }
+    };
+    network.links.values().filter(chosen).map(judge).collect()
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{self, LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{self, LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
 
 pub use watch::watch;
 
@@ -59,10 +59,21 @@ pub struct LinkInfo {
     pub loopback: bool,
     /// Index of the bridge or bond that it is a port of.
     pub controller: Option<u32>,
+    /// The XDP program that it had when the kernel last told of it, ours or somebody else's.
+    pub xdp: Option<XdpProgram>,
     /// Administratively up.
     pub up: bool,
     /// Addresses in the order in which the kernel lists them: the primary one of a subnet comes first.
     pub addresses: Vec<LinkAddress>,
+}
+
+/// An XDP program on an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct XdpProgram {
+    /// Its id.
+    pub id: u32,
+    /// It runs behind the driver.
+    pub generic: bool,
 }
 
 /// An address of an interface.
@@ -108,6 +119,7 @@ impl Network {
                 LinkAttribute::Controller(ifindex) => info.controller = Some(*ifindex).filter(|ifindex| *ifindex != 0),
                 LinkAttribute::IfName(name) => info.name.clone_from(name),
                 LinkAttribute::Address(bytes) => info.mac = bytes.as_slice().try_into().ok(),
+                LinkAttribute::Xdp(details) => info.xdp = xdp_of(details),
                 LinkAttribute::LinkInfo(details) => {
                     info.kind = details.iter().find_map(|detail| match detail {
                         link::LinkInfo::Kind(kind) => Some(kind.to_string()),
@@ -142,6 +154,15 @@ impl Network {
             info.addresses.retain(|known| known.ip != address.ip);
         }
     }
+}
+
+fn xdp_of(details: &[LinkXdp]) -> Option<XdpProgram> {
+    let id = details.iter().find_map(|detail| match detail {
+        LinkXdp::ProgId(id) => Some(*id),
+        _ => None,
+    })?;
+    let generic = details.contains(&LinkXdp::Attached(XdpAttached::SocketBuffer));
+    Some(XdpProgram { id, generic })
 }
 
 fn address_of(message: &AddressMessage) -> Option<LinkAddress> {

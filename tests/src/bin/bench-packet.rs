@@ -5,21 +5,29 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use perf_event::Builder;
 use perf_event::events::Hardware;
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
-use proxy_common::names::{TC_EGRESS, TC_INGRESS};
-use proxy_common::rewrite::{HOOK_EGRESS, HOOK_INGRESS, KIND_REPLY, KIND_REQUEST, Meta, RewriteKey};
+use proxy_common::names::{TC_EGRESS, TC_INGRESS, XDP_FORWARD};
+use proxy_common::rewrite::{
+    HOOK_EGRESS, HOOK_INGRESS, KIND_MASQUERADE, KIND_REPLY, KIND_REQUEST, KIND_UNMASQUERADE, Meta, REWRITE_MASQUERADED,
+    RewriteKey,
+};
 use proxy_common::settings::{Prefix, Settings};
-use proxy_tests::programs::{Constants, Programs};
-use proxy_tests::wire::{End, L4, Tcp, packet};
+use proxy_tests::cards::Cards;
+use proxy_tests::programs::{Constants, Programs, XDP_PASS, XDP_TX};
+use proxy_tests::wire::{End, L4, Tcp, packet, with_hops};
+use proxy_tests::xdp::Foreign;
 
 /// Packets of one measurement, and measurements of which the fastest counts: everything slower was disturbed.
 const PACKETS: u32 = 1_000_000;
 const ROUNDS: usize = 5;
 /// New connections of one measurement: each needs a packet of its own.
 const CONNECTIONS: u16 = 20_000;
+/// Packets of one run at XDP, and runs: each makes the kernel patch its code twice, which takes longer than the run.
+const XDP_PACKETS: u32 = 250;
+const XDP_RUNS: usize = 100;
 /// The interface, and one that a packet arrived by.
 const LO: u32 = 1;
 const FORWARDED: u32 = 7;
@@ -32,6 +40,20 @@ fn main() -> Result<()> {
         &mut programs,
         "IPv6",
         ["fd00:10:244:1::5", "fd00:96::a", "fd00:10:244:2::7"],
+    )?;
+    measure_xdp::<Addr4>(
+        "IPv4",
+        ["192.0.2.9", "192.0.2.10", "10.96.0.10", "10.244.2.7", "192.168.56.1"],
+    )?;
+    measure_xdp::<Addr6>(
+        "IPv6",
+        [
+            "2001:db8::9",
+            "2001:db8::a",
+            "fd00:96::a",
+            "fd00:10:244:2::7",
+            "fd00:56::1",
+        ],
     )?;
     if counter().is_none() {
         println!("(instructions: this machine has no hardware counter for them)");
@@ -98,6 +120,84 @@ fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) 
         row(&format!("{family} {protocol} {TC_INGRESS}, new"), (median, None));
     }
     Ok(())
+}
+
+/// The rows of XDP, beside a program that swaps addresses and returns the packet. The addresses are two clients, frontend, backend, node.
+fn measure_xdp<A: Address>(family: &str, addrs: [&str; 5]) -> Result<()> {
+    let addrs = addrs.map(|text| text.parse::<IpAddr>().ok().and_then(A::from_ip));
+    let [Some(client), Some(other), Some(vip), Some(backend), Some(node)] = addrs else {
+        bail!("an address is not of the family");
+    };
+    let cards = Cards::new()?;
+    // What is forwarded has the next hop's hardware address. It is our own here, or the next run would not take the packet.
+    for neighbour in ["192.168.56.20", "fd00:56::20"] {
+        cards
+            .netns
+            .ip(&format!("neigh replace {neighbour} lladdr 02:00:00:00:00:02 dev eth0"))?;
+    }
+    cards.netns.run(|| {
+        let mut programs = Programs::load(Constants::default())?;
+        cards.make_known(&mut programs, true);
+        for (protocol, known) in [(Protocol::Tcp, L4::Tcp(Tcp::Ack)), (Protocol::Udp, L4::Udp)] {
+            let key = |src: (A, u16), dst: (A, u16), hook| {
+                let (src_port, dst_port) = (Port::new(src.1), Port::new(dst.1));
+                RewriteKey::new(src.0, src_port, dst.0, dst_port, protocol.number(), hook)
+            };
+            // A packet that goes through the first pair of entries goes through the second pair in the next run, and is as it was.
+            let (asked, given) = (((client, 40_000), (vip, 80)), ((node, 40_000), (backend, 8080)));
+            for (first, between, last, kinds) in [
+                (asked, (client, 40_000), given, [KIND_REQUEST, KIND_MASQUERADE]),
+                (given, (other, 40_000), asked, [KIND_UNMASQUERADE, KIND_REPLY]),
+            ] {
+                let routed = (between, (backend, 8080));
+                for ((from, to), hook, kind) in [
+                    ((first, routed), HOOK_INGRESS, kinds[0]),
+                    ((routed, last), HOOK_EGRESS, kinds[1]),
+                ] {
+                    let key = key(from.0, from.1, hook);
+                    let is_service = kind == KIND_REQUEST || kind == KIND_REPLY;
+                    let meta = Meta {
+                        service: 1,
+                        kind,
+                        flags: if is_service { REWRITE_MASQUERADED } else { 0 },
+                        ..Meta::default()
+                    };
+                    let (src, dst) = to;
+                    let rewrite = key.rewrite_to(src.0, Port::new(src.1), dst.0, Port::new(dst.1), meta);
+                    programs.set_rewrite(key, rewrite);
+                }
+            }
+            let bytes = packet(known, end(client, 40_000), end(vip, 80), &[0; 32]);
+            let foreign = packet(known, end(client, 40_001), end(backend, 9), &[0; 32]);
+            for (case, bytes, verdict) in [("established", &bytes, XDP_TX), ("not ours", &foreign, XDP_PASS)] {
+                let run = |bytes: &[u8]| {
+                    let (got, _, nanoseconds) = programs.repeat_xdp(bytes, cards.first, XDP_PACKETS);
+                    ensure!(got == verdict, "{case}: verdict {got} in the last run");
+                    Ok(nanoseconds as f64)
+                };
+                row(
+                    &format!("{family} {protocol} {XDP_FORWARD}, {case}"),
+                    (median_of_runs(bytes, run)?, None),
+                );
+            }
+        }
+        let swap = Foreign::swap()?;
+        let bytes = packet(L4::Udp, end(client, 40_000), end(node, 80), &[0; 32]);
+        let run = |bytes: &[u8]| Ok(f64::from(swap.run(bytes, XDP_PACKETS)?.2));
+        row(
+            &format!("{family} UDP addresses swapped at XDP, for reference"),
+            (median_of_runs(&bytes, run)?, None),
+        );
+        Ok(())
+    })
+}
+
+/// The median of many short runs: a packet has 255 hops at most, and each forwarding takes one.
+fn median_of_runs(bytes: &[u8], run: impl Fn(&[u8]) -> Result<f64>) -> Result<f64> {
+    let bytes = with_hops(bytes, u8::MAX);
+    let mut times = (0..XDP_RUNS).map(|_| run(&bytes)).collect::<Result<Vec<_>>>()?;
+    times.sort_unstable_by(f64::total_cmp);
+    Ok(times.get(times.len() / 2).copied().unwrap_or_default())
 }
 
 fn end<A: Address>(addr: A, port: u16) -> End {

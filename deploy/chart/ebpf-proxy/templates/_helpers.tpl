@@ -28,6 +28,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   (list "attach" $values.datapath.attach)
   (list "interfaces" $values.datapath.interfaces)
   (list "exclude-interfaces" $values.datapath.excludeInterfaces)
+  (list "xdp-interfaces" $values.datapath.xdp.interfaces)
+  (list "xdp-mode" $values.datapath.xdp.mode)
   (list "bpf-log-level" $values.datapath.bpfLogLevel)
   (list "min-sync-period" $values.sync.minPeriod)
   (list "sync-period" $values.sync.period)

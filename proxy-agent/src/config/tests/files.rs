@@ -71,6 +71,7 @@ ebpf:
   interfaces: eth.*|x
   master: https://192.0.2.9:6443
   socketLB: all
+  xdp: {interfaces: eth0, mode: native}
 "#;
     let (config, remarks) = with_file(text, &[]).unwrap();
     assert_eq!(remarks.warnings, ["unknown feature gate Other, ignored"]);
@@ -113,6 +114,8 @@ ebpf:
         "--interfaces=eth.*|x",
         "--master=192.0.2.9:6443",
         "--socket-lb=all",
+        "--xdp-interfaces=eth0",
+        "--xdp-mode=native",
     ])
     .unwrap();
     assert_eq!(format!("{config:?}"), format!("{by_flags:?}"), "S191");
@@ -132,6 +135,7 @@ fn what_is_in_effect_can_be_read_back() {
             "--detect-local-mode=InterfaceNamePrefix",
             "--pod-interface-name-prefix=veth",
         ],
+        &["--xdp-interfaces=eth.*|ens1", "--xdp-mode=generic"],
         &["--proxy-mode=nftables", "--bind-address=2001:db8::1"],
         &["--nodeport-addresses=localhost,all", "--localhost-nodeports=false"],
         &[

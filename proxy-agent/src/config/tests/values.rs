@@ -180,6 +180,7 @@ fn sizes_and_patterns() {
         ("--frontends-capacity", "0"),
         ("--interfaces", "("),
         ("--exclude-interfaces", "a)(b"),
+        ("--xdp-interfaces", "("),
     ] {
         let text = config(&[flag, bad]).unwrap_err();
         assert!(text.starts_with(&format!("{flag} {bad:?}: ")), "{text}");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::datapath::kernel_tests::{Bed, assert_ok, in_namespace, index, network, run, service};
 use crate::datapath::tables::FamilyTables;
-use crate::datapath::{AttachMode, Datapath};
+use crate::datapath::{AttachMode, Datapath, InterfaceFilter};
 use crate::plan::{ServicePortName, ServicePortPlan};
 
 const OTHER: u32 = 7;
@@ -129,6 +129,35 @@ fn links_and_maps_of_another_version_are_taken_over() {
             before,
             "the same map"
         );
+    });
+}
+
+/// The link at XDP moves with the others and gets the new program; without the option it goes.
+#[test]
+fn an_xdp_link_is_taken_over() {
+    in_namespace(|bed| {
+        let [own, other] = [names::LAYOUT_VERSION, OTHER].map(|number| root(bed, number, State::Complete));
+        for is_wanted in [true, false] {
+            let mut options = bed.options(AttachMode::Auto);
+            options.xdp.interfaces = Some(InterfaceFilter::new(Some("left"), None).unwrap());
+            let mut former = Datapath::open(options.clone()).unwrap();
+            assert_ok(&former.set_network(&network()));
+            drop(former);
+            fs::rename(&own, &other).unwrap();
+            let xdp = || {
+                let (_, links) = found(bed);
+                let (_, program) = links.into_iter().find(|(name, _)| name.ends_with("-xdp"))?;
+                Some(program)
+            };
+            let before = xdp().unwrap();
+            if !is_wanted {
+                options.xdp.interfaces = None;
+            }
+            let datapath = Datapath::open(options).unwrap();
+            assert_eq!(xdp().is_some(), is_wanted);
+            assert_ne!(xdp(), Some(before), "the new program");
+            drop(datapath);
+        }
     });
 }
 

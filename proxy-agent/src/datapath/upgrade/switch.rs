@@ -21,6 +21,7 @@ use crate::datapath::links::{DIRECTIONS, interface_of, program_names, remove_pin
 use crate::datapath::loader::{Pins, Programs};
 use crate::datapath::sys;
 use crate::datapath::sys::raw::RawMap;
+use crate::datapath::xdp;
 
 /// The field of the settings that says whether connections are held back.
 const MODE: &str = "mode";
@@ -167,6 +168,7 @@ fn replace_programs(own: &Pins, programs: &Programs) -> io::Result<usize> {
         let pin = pin?.path();
         let name = pin.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let wanted = match interface_of(&pin) {
+            None if xdp::interface_of(&pin).is_some() => programs.get(names::XDP_FORWARD),
             Some(ifindex) => program(ifindex, name.ends_with("-egress")).map(|(program, _)| program),
             None => programs.get(name),
         };

@@ -1,4 +1,4 @@
-//! Are the programs where they should be: on every interface that is to have them, on the cgroup, and working on these maps?
+//! Are the programs where they should be: on every interface that is to have them, at XDP, on the cgroup, and working on these maps?
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -14,11 +14,12 @@ use super::super::classic::{Classic, Filter};
 use super::super::error::DatapathError;
 use super::super::links::{DIRECTIONS, has_tcx, interface_of, program_names};
 use super::super::loader::{Pins, cgroup_id, pinned_maps};
-use super::super::options::{AttachMode, Options, SocketLb};
+use super::super::options::{AttachMode, Options, SocketLb, XdpMode};
 use super::super::probe;
 use super::super::sys::{self, LinkTarget};
+use super::super::xdp;
 use super::Difference;
-use crate::netlink::Network;
+use crate::netlink::{LinkInfo, Network};
 
 /// Loaded programs by id: name, and whether they use the pinned maps.
 type Loaded = HashMap<u32, (String, bool)>;
@@ -64,7 +65,34 @@ pub(super) fn look(options: &Options, pins: &Pins, network: &Network) -> Result<
             ));
         }
     }
+    found.extend(xdp(options, pins, network, &loaded)?);
     found.extend(sockets(options, pins, &loaded)?);
+    Ok(found)
+}
+
+/// An interface without the program is a difference only where the option insists on it: the agent has said why it is so.
+fn xdp(options: &Options, pins: &Pins, network: &Network, loaded: &Loaded) -> Result<Vec<Difference>, DatapathError> {
+    let program = names::XDP_FORWARD;
+    let is_wanted = |info: &LinkInfo| options.interfaces.accepts_link(info) && options.xdp.accepts(info);
+    let mut found = Vec::new();
+    for (ifindex, info) in network.links.iter().filter(|(_, info)| is_wanted(info)) {
+        let pin = xdp::pin(&pins.links, *ifindex);
+        if options.xdp.mode == XdpMode::Auto && !pin.exists() {
+            continue;
+        }
+        let state = pinned(&pin, program, LinkTarget::Interface(*ifindex), loaded);
+        found.extend(complaint(format!("{program} on {} (xdp)", info.name), state));
+    }
+    for entry in fs::read_dir(&pins.links).map_err(DatapathError::call("reading", pins.links.display()))? {
+        let path = entry
+            .map_err(DatapathError::call("reading", pins.links.display()))?
+            .path();
+        if xdp::interface_of(&path).is_some_and(|ifindex| !network.links.get(&ifindex).is_some_and(is_wanted)) {
+            let object = format!("pinned link {}", path.display());
+            let held = "of an interface that is gone or not to have XDP".to_owned();
+            found.extend(complaint(object, Some(("extra", held))));
+        }
+    }
     Ok(found)
 }
 

@@ -86,6 +86,7 @@ fn dry_run(
         options.pods.clone(),
         options.node_port_addresses.clone(),
         options.attach,
+        options.xdp.clone(),
         &pins.links,
         tables,
     )?;

@@ -1,0 +1,236 @@
+//! XDP programs that are not the proxy's. One swaps the hardware addresses and the IP addresses of a packet and returns it by the
+//! interface it came from, asking nobody: no forwarding can be cheaper, so ours is measured beside it. One does nothing, as
+//! somebody else's program on an interface.
+//!
+//! Written in instructions, so that the object with the proxy's programs has nothing else in it. What leaves a veth from XDP arrives only if
+//! its peer is ready for it: [`make_ready`].
+
+use std::ffi::{CString, c_long};
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use bytemuck::{Pod, Zeroable};
+
+use crate::netns::Netns;
+use crate::process;
+
+const BPF_PROG_LOAD: c_long = 5;
+const BPF_PROG_TEST_RUN: c_long = 10;
+const BPF_LINK_CREATE: c_long = 28;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const XDP_PASS: i32 = 2;
+const XDP_TX: i32 = 3;
+
+/// A loaded program.
+pub struct Foreign(OwnedFd);
+
+impl Foreign {
+    /// Swaps addresses and returns the packet (`XDP_TX`); what is not IP passes.
+    pub fn swap() -> io::Result<Self> {
+        Self::load(&swap_instructions())
+    }
+
+    /// Lets every packet pass.
+    pub fn pass() -> io::Result<Self> {
+        Self::load(&end(XDP_PASS))
+    }
+
+    fn load(program: &[Insn]) -> io::Result<Self> {
+        let licence = c"GPL";
+        let mut attr = Load {
+            kind: BPF_PROG_TYPE_XDP,
+            count: program.len() as u32,
+            instructions: program.as_ptr().addr() as u64,
+            licence: licence.as_ptr().addr() as u64,
+            ..Load::zeroed()
+        };
+        attr.name[..7].copy_from_slice(b"foreign");
+        bpf(BPF_PROG_LOAD, &mut attr).map(owned).map(Self)
+    }
+
+    /// Puts it into the driver of an interface of this thread's network namespace; it is there for as long as what is given back.
+    pub fn attach(&self, ifindex: u32) -> io::Result<OwnedFd> {
+        let mut attr = Link {
+            program: self.0.as_raw_fd() as u32,
+            target: ifindex,
+            attach_type: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+        };
+        bpf(BPF_LINK_CREATE, &mut attr).map(owned)
+    }
+
+    /// Runs it over a packet: verdict, the packet afterwards, and nanoseconds of one run.
+    pub fn run(&self, packet: &[u8], repeat: u32) -> io::Result<(u32, Vec<u8>, u32)> {
+        let mut out = vec![0; packet.len()];
+        let mut attr = Run {
+            program: self.0.as_raw_fd() as u32,
+            size_in: packet.len() as u32,
+            size_out: out.len() as u32,
+            data_in: packet.as_ptr().addr() as u64,
+            data_out: out.as_mut_ptr().addr() as u64,
+            repeat,
+            ..Run::zeroed()
+        };
+        bpf(BPF_PROG_TEST_RUN, &mut attr)?;
+        Ok((attr.verdict, out, attr.duration))
+    }
+}
+
+/// Prepares the path of packets that interfaces send from XDP. Their peers, veths, take such packets only if they have a program
+/// themselves: without, XDP_TX puts a packet into the peer's ring and wakes nobody (Linux 6.18). And the stacks at both ends must not
+/// leave checksums to a device: XDP sees them unfinished. It is so for as long as what is given back.
+pub fn make_ready(peers: &[(&Netns, &str)], ends: &[(&Netns, &str)]) -> Result<Vec<OwnedFd>> {
+    for (netns, device) in ends {
+        process::run(netns.command("ethtool").args(["-K", device, "tx", "off"]))?;
+    }
+    let pass = Foreign::pass()?;
+    peers
+        .iter()
+        .map(|(netns, device)| netns.run(|| pass.attach(index(device)?)).context("attaching a program"))
+        .collect()
+}
+
+/// Index of an interface of this thread's network namespace.
+pub fn index(device: &str) -> io::Result<u32> {
+    let name = CString::new(device)?;
+    // SAFETY: the name ends with a zero byte and lives through the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
+}
+
+/// The kernel's `struct bpf_insn`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Insn {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+const fn insn(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
+    Insn {
+        code,
+        registers: dst | src << 4,
+        offset,
+        immediate,
+    }
+}
+
+/// Sizes of loads and stores.
+const U16: u8 = 0x08;
+const U32: u8 = 0x00;
+const U64: u8 = 0x18;
+
+const fn load(size: u8, dst: u8, src: u8, offset: i16) -> Insn {
+    insn(0x61 | size, dst, src, offset, 0)
+}
+
+const fn store(size: u8, dst: u8, offset: i16, src: u8) -> Insn {
+    insn(0x63 | size, dst, src, offset, 0)
+}
+
+/// Swaps what is at two offsets of the packet, whose start is in r2.
+const fn swap(size: u8, a: i16, b: i16) -> [Insn; 4] {
+    [
+        load(size, 5, 2, a),
+        load(size, 6, 2, b),
+        store(size, 2, a, 6),
+        store(size, 2, b, 5),
+    ]
+}
+
+const fn end(verdict: i32) -> [Insn; 2] {
+    [insn(0xb7, 0, 0, 0, verdict), insn(0x95, 0, 0, 0, 0)]
+}
+
+fn swap_instructions() -> Vec<Insn> {
+    const MOVE: u8 = 0xbf;
+    const ADD: u8 = 0x07;
+    const IF_GREATER: u8 = 0x2d;
+    const IF_OTHER: u8 = 0x55;
+    const IPV4: i32 = 0x0800_u16.to_be() as i32;
+    const IPV6: i32 = 0x86dd_u16.to_be() as i32;
+    let returned = |addresses: &[Insn]| [addresses, &swap(U32, 0, 6), &swap(U16, 4, 10), &end(XDP_TX)].concat();
+    let ipv4 = returned(&swap(U32, 26, 30));
+    let ipv6 = returned(&[swap(U64, 22, 38), swap(U64, 30, 46)].concat());
+    let (len4, len6) = (ipv4.len() as i16, ipv6.len() as i16);
+    [
+        vec![
+            load(U32, 2, 1, 0),
+            load(U32, 3, 1, 4),
+            insn(MOVE, 4, 2, 0, 0),
+            insn(ADD, 4, 0, 0, 34),
+            insn(IF_GREATER, 4, 3, 5 + len4 + len6, 0),
+            load(U16, 7, 2, 12),
+            insn(IF_OTHER, 7, 0, len4, IPV4),
+        ],
+        ipv4,
+        vec![
+            insn(IF_OTHER, 7, 0, 2 + len6, IPV6),
+            insn(ADD, 4, 0, 0, 20),
+            insn(IF_GREATER, 4, 3, len6, 0),
+        ],
+        ipv6,
+        end(XDP_PASS).to_vec(),
+    ]
+    .concat()
+}
+
+/// The start of `union bpf_attr` for each command; what follows counts as zero.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Load {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Link {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Run {
+    program: u32,
+    verdict: u32,
+    size_in: u32,
+    size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+fn bpf<T: Pod>(command: c_long, attr: &mut T) -> io::Result<c_long> {
+    // SAFETY: `attr` is plain old data that lives through the call, with its size; what its addresses point to lives as long.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn owned(result: c_long) -> OwnedFd {
+    // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
+    unsafe { OwnedFd::from_raw_fd(result as i32) }
+}
