@@ -294,6 +294,32 @@ fn a_detached_link_is_attached_again() {
     });
 }
 
+/// A start does not wait for the programs of such interfaces; who needs them does.
+#[test]
+fn an_interface_without_ethernet_header_gets_programs_of_its_own() {
+    in_namespace(|bed| {
+        let mut datapath = Datapath::open(bed.options(AttachMode::Tcx)).unwrap();
+        let program = || {
+            let pin = Pins::new(&bed.bpf_dir).links.join(format!("{}-ingress", index("left")));
+            let id = sys::link_program(sys::open_pin(&pin).unwrap().as_fd()).unwrap();
+            let shown = run("bpftool", &format!("prog show id {id}"));
+            shown
+                .split(' ')
+                .skip_while(|word| *word != "name")
+                .nth(1)
+                .unwrap()
+                .to_owned()
+        };
+        let mut network = network();
+        assert_ok(&datapath.set_network(&network));
+        assert_eq!(program(), "tc_ingress");
+        network.links.get_mut(&index("left")).unwrap().has_ethernet = false;
+        assert_ok(&datapath.set_network(&network));
+        assert_eq!(program(), "tc_ingress_l3");
+        datapath.loaded.programs.finish().unwrap();
+    });
+}
+
 /// S163, S164: what somebody else changes or removes in the maps is written again, and what he adds is removed.
 #[test]
 fn the_maps_are_kept_as_they_were_written() {

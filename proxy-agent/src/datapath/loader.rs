@@ -10,8 +10,8 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::thread;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier, Xdp};
@@ -38,6 +38,10 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 /// Time between two looks at the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
+/// The programs that a start does not wait for.
+const LATER: [&str; 2] = [names::TC_INGRESS_L3, names::TC_EGRESS_L3];
+/// How far the thread that verifies them stands back.
+const LATER_NICENESS: i32 = 10;
 /// Programs that are verified at a time, at most: each takes some tens of megabytes of the kernel's memory meanwhile.
 const VERIFIERS: usize = 4;
 
@@ -98,19 +102,42 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
 }
 
 /// Loaded programs by name.
+type ProgramFds = HashMap<String, OwnedFd>;
+
+/// The programs. Those for interfaces without Ethernet header, which few nodes have, are verified while the agent works already: they
+/// take the verifier as long as the others of their kind.
 pub(crate) struct Programs {
-    fds: HashMap<String, OwnedFd>,
+    fds: ProgramFds,
+    /// Verifies the others.
+    verifying: Mutex<Option<JoinHandle<Result<ProgramFds, DatapathError>>>>,
+    others: OnceLock<ProgramFds>,
 }
 
 impl Programs {
-    /// The program, if it was asked for at load.
+    /// The program, if it was asked for at load; waits for one that is still being verified.
     pub(crate) fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        self.fds.get(name).map(AsFd::as_fd)
+        if LATER.contains(&name)
+            && let Err(error) = self.finish()
+        {
+            let error = anyhow::Error::from(error);
+            tracing::error!(
+                error = format!("{error:#}"),
+                "no programs for interfaces without Ethernet header"
+            );
+        }
+        let found = self.fds.get(name).or_else(|| self.others.get()?.get(name));
+        found.map(AsFd::as_fd)
     }
 
-    /// Programs in the kernel.
-    pub(crate) fn len(&self) -> usize {
-        self.fds.len()
+    /// Waits until all are verified. An error is given once.
+    pub(crate) fn finish(&self) -> Result<(), DatapathError> {
+        let verifying = self.verifying.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = verifying {
+            let fds = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            // It is the only thread there ever was.
+            let _ = self.others.set(fds);
+        }
+        Ok(())
     }
 }
 
@@ -136,8 +163,9 @@ impl Loaded {
         }
     }
 
-    /// Leaves another version where it is.
+    /// Leaves another version where it is, once all programs are verified.
     pub(crate) fn abandon(&self) -> Result<(), DatapathError> {
+        self.programs.finish()?;
         self.former.as_ref().map_or(Ok(()), Former::abandon)
     }
 
@@ -208,9 +236,9 @@ pub(crate) fn load(options: &Options) -> Result<Loaded, DatapathError> {
         "constants of the programs"
     );
     let mut ebpf = load_object(place, &sizes, &constants)?;
-    let programs = load_programs(&mut ebpf, options)?;
     let logging = start_logging(&mut ebpf, options.log_level);
-    tracing::info!(programs = programs.len(), pins = %pins.root.display(), "programs verified");
+    let programs = load_programs(ebpf, options)?;
+    tracing::info!(programs = programs.fds.len(), pins = %pins.root.display(), "programs verified");
     let maps = pinned_maps()
         .chain([names::LAYOUTS])
         .map(|name| {
@@ -358,25 +386,45 @@ fn load_object(pins: &Pins, sizes: &[(&'static str, u32)], constants: &Constants
     Ok(loader.load(OBJECT).map_err(Box::new)?)
 }
 
-fn load_programs(ebpf: &mut Ebpf, options: &Options) -> Result<Programs, DatapathError> {
-    let packet = [
-        names::TC_INGRESS,
-        names::TC_EGRESS,
-        names::TC_INGRESS_L3,
-        names::TC_EGRESS_L3,
-    ];
+fn load_programs(mut ebpf: Ebpf, options: &Options) -> Result<Programs, DatapathError> {
     let xdp = options.xdp.interfaces.as_ref().map(|_| names::XDP_FORWARD);
     let socket: &[&str] = match options.socket_lb {
         SocketLb::Off => &[],
         SocketLb::Host | SocketLb::All => &names::SOCKET_PROGRAMS,
     };
-    let wanted: Vec<&str> = packet.iter().chain(&xdp).chain(socket).copied().collect();
-    let found: HashMap<&str, &mut Program> = ebpf.programs_mut().filter(|(name, _)| wanted.contains(name)).collect();
-    if let Some(missing) = wanted.iter().find(|name| !found.contains_key(*name)) {
-        return Err(DatapathError::Incomplete(format!("program {missing}")));
+    let wanted: Vec<&str> = [names::TC_INGRESS, names::TC_EGRESS]
+        .iter()
+        .chain(&xdp)
+        .chain(socket)
+        .copied()
+        .collect();
+    let fds = verify_programs(&mut ebpf, &wanted)?;
+    let verify_others = move || {
+        // What is being waited for goes first.
+        // SAFETY: no pointers; of this thread alone. A failure is harmless.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LATER_NICENESS) };
+        verify_programs(&mut ebpf, &LATER)
+    };
+    let verifying = thread::Builder::new().name("verifier".into()).spawn(verify_others);
+    Ok(Programs {
+        fds,
+        verifying: Mutex::new(Some(
+            verifying.map_err(DatapathError::call("starting a thread", "the verifier"))?,
+        )),
+        others: OnceLock::new(),
+    })
+}
+
+/// Has the kernel verify these programs, several at a time.
+fn verify_programs(ebpf: &mut Ebpf, wanted: &[&str]) -> Result<ProgramFds, DatapathError> {
+    let mut found: HashMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let missing = |name| DatapathError::Incomplete(format!("program {name}"));
+    let mut programs = Vec::new();
+    for name in wanted {
+        programs.push((*name, found.remove(name).ok_or_else(|| missing(*name))?));
     }
     // Each is the work of one processor for up to a second, and the kernel takes several at a time.
-    let waiting = Mutex::new(found.into_iter());
+    let waiting = Mutex::new(programs.into_iter());
     let take = || waiting.lock().map_or(None, |mut waiting| waiting.next());
     let work = || {
         let mut fds = HashMap::new();
@@ -390,17 +438,16 @@ fn load_programs(ebpf: &mut Ebpf, options: &Options) -> Result<Programs, Datapat
         Ok(fds)
     };
     let workers = thread::available_parallelism().map_or(1, NonZero::get).min(VERIFIERS);
-    let fds = thread::scope(|scope| {
+    thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         let mut all = HashMap::new();
         for worker in workers {
-            let fds: Result<HashMap<String, OwnedFd>, DatapathError> =
+            let fds: Result<ProgramFds, DatapathError> =
                 worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             all.extend(fds?);
         }
-        Ok::<_, DatapathError>(all)
-    })?;
-    Ok(Programs { fds })
+        Ok(all)
+    })
 }
 
 fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {

@@ -1,7 +1,7 @@
 //! One change of one EndpointSlice in a large cluster: how long from the event of the watch to the map, and to the first packet that
 //! follows it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use proxy_tests::kube_proxy::KubeProxy;
 use proxy_tests::maps::Frontends4;
 use proxy_tests::results::{Against, Better, Bound, Case, Row, Target};
 use proxy_tests::standin::objects::{self, Size};
-use proxy_tests::stats;
+use proxy_tests::{echo, stats};
 
 use crate::bed::{Bed, first_yes};
 use crate::{OURS, THEIRS};
@@ -180,11 +180,17 @@ fn to_map(bed: &Bed, frontends: &Frontends4, service: u32, endpoints: &[Ipv4Addr
 /// From the event of a first endpoint to the first connection it accepts.
 fn to_packet(bed: &Bed, limit: Duration) -> Result<Duration> {
     let service = bed.last();
-    let live = |wanted: bool| first_yes(limit, Duration::from_micros(50), || Ok(bed.answers(service) == wanted));
-    bed.standin.set_endpoints(service, &[]);
-    live(false)?.with_context(|| format!("service {service} still has its endpoint after {limit:?}"))?;
-    std::thread::sleep(PAUSE);
-    let sent: Instant = bed.standin.set_endpoints(service, &[bed.server().v4]);
-    let since = live(true)?.with_context(|| format!("service {service} has no endpoint after {limit:?}"))?;
-    Ok(since - sent)
+    let (pause, name) = (Duration::from_micros(50), bed.server().name.as_str());
+    let vip = SocketAddr::new(objects::cluster_ip(service).into(), objects::PORT);
+    let is_answered = || echo::tcp(vip).is_ok_and(|answer| answer.server == name);
+    // All of it in the client's namespace, on one thread: a thread for each request would be part of the time.
+    let took = bed.client().run(|| {
+        bed.standin.set_endpoints(service, &[]);
+        first_yes(limit, pause, || Ok(!is_answered()))?.context("it still has its endpoint")?;
+        std::thread::sleep(PAUSE);
+        let sent: Instant = bed.standin.set_endpoints(service, &[bed.server().v4]);
+        let since = first_yes(limit, pause, || Ok(is_answered()))?.context("it has no endpoint")?;
+        anyhow::Ok(since - sent)
+    });
+    took.with_context(|| format!("service {service}, {limit:?} after the change"))
 }
