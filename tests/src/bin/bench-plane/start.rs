@@ -15,10 +15,13 @@ use crate::{OURS, THEIRS};
 /// What memory settles to is read this long after the start: unused memory has been given back by then.
 const SETTLED: Duration = Duration::from_secs(3);
 
+/// One start: whose, of which cluster, and what was found, if it came up in time.
+type Found = (&'static str, Size, Option<(Start, Memory)>);
+
 /// Everything found about starts.
 #[derive(Default)]
 pub(crate) struct Starts {
-    found: Vec<(&'static str, Size, Option<(Start, Memory)>)>,
+    found: Vec<Found>,
 }
 
 impl Starts {
