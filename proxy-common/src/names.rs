@@ -21,7 +21,7 @@ pub const SERVICES_CAPACITY: usize = 65_536;
 /// Service ports whose traffic is counted. Less than there may be: every slot takes room on every CPU.
 pub const COUNTERS_CAPACITY: usize = 16_384;
 /// Flows that XDP remembers for a moment, on every CPU and per family; a power of two.
-pub const PATHS_CAPACITY: usize = 1_024;
+pub const PATHS_CAPACITY: usize = 4_096;
 /// Interfaces.
 pub const LINKS_CAPACITY: usize = 4_096;
 /// Bytes of the ring buffer for events, a power of two: two thousand events that nobody has read yet.
