@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use proxy_tests::results::Case;
 use proxy_tests::{leftovers, process};
@@ -16,8 +16,10 @@ pub(crate) const PLANE: &[&str] = &[
     "cold-start",
     "cold-start-in-all",
     "cold-start-cpu",
-    "change",
-    "change-to-packet",
+    "change-to-map-p50",
+    "change-to-map-p99",
+    "change-to-packet-p50",
+    "change-to-packet-p99",
     "memory",
     "memory-anonymous",
     "memory-peak",
@@ -29,14 +31,14 @@ pub(crate) fn plane(run: &Run) -> Result<Vec<Case>> {
     let full: &[&str] = &[];
     let quick: &[&str] = &["--size", "1000x10", "--starts", "1", "--changes", "20"];
     let tiny: &[&str] = &["--size", "50x2", "--starts", "1", "--changes", "2"];
-    call(run, "bench-plane", run.pick([full, quick, tiny]))
+    call(run, "bench-plane", PLANE, run.pick([full, quick, tiny]))
 }
 
 /// How long a program may take to remove what it has made.
 const CLEANING: Duration = Duration::from_secs(30);
 
 /// Runs a program that stands beside this one to its end, and reads what it has found.
-fn call(run: &Run, name: &str, args: &[&str]) -> Result<Vec<Case>> {
+fn call(run: &Run, name: &str, names: &[&str], args: &[&str]) -> Result<Vec<Case>> {
     run.step(&format!("starting {name}"));
     let out = leftovers::temp_dir("results")?;
     let mut command = Command::new(beside(name)?);
@@ -64,6 +66,11 @@ fn call(run: &Run, name: &str, args: &[&str]) -> Result<Vec<Case>> {
         );
     }
     let mut cases = Case::read_all(out.path())?;
+    let unknown = cases.iter().find(|case| !names.contains(&case.name.as_str()));
+    ensure!(
+        unknown.is_none(),
+        "{name} has measured a case that nobody knows: {unknown:?}"
+    );
     cases.retain(|case| run.wants(&case.name));
     Ok(cases)
 }

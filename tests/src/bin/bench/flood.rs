@@ -78,8 +78,9 @@ pub(crate) struct Path {
     pub(crate) to: (Ipv4Addr, u16),
 }
 
-/// A path that is ready.
+/// A path that is ready; the interfaces are as they were when it is dropped.
 pub(crate) struct Flood {
+    places: [Place; 2],
     source: Netns,
     program: Program,
     frame: [u8; FRAME],
@@ -109,6 +110,7 @@ impl Flood {
         // Without it, or a program, what is sent to a veth as a frame is lost.
         offload(&path.entrance, true)?;
         Ok(Self {
+            places: [path.entrance.clone(), path.exit.clone()],
             source: path.source.netns.clone(),
             program: bpf::source(&frame, path.source.index()?)?,
             frame,
@@ -138,6 +140,15 @@ impl Flood {
             self.program.send(&self.frame, CALL)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Flood {
+    fn drop(&mut self) {
+        for place in &self.places {
+            let _ = set_threaded(place, false);
+        }
+        let _ = offload(&self.places[0], false);
     }
 }
 
@@ -172,7 +183,7 @@ impl Thread {
     /// Makes it a thread, on this core.
     fn of(place: &Place, core: usize) -> Result<Self> {
         let before = kernel_threads()?;
-        set_threaded(place)?;
+        set_threaded(place, true)?;
         let begin = format!("napi/{}-", place.interface);
         let begin: String = begin.chars().take(15).collect();
         let new = process::wait_until(Duration::from_secs(2), || {
@@ -214,7 +225,7 @@ fn kernel_threads() -> Result<BTreeMap<i32, String>> {
 }
 
 /// The switch is a file that only a view of the interface's own namespace has. The thread ends with its view.
-fn set_threaded(place: &Place) -> Result<()> {
+fn set_threaded(place: &Place, on: bool) -> Result<()> {
     place.netns.run(|| {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(
@@ -226,9 +237,6 @@ fn set_threaded(place: &Place) -> Result<()> {
         )?;
         mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::empty(), None::<&str>)?;
         let path = format!("/sys/class/net/{}/threaded", place.interface);
-        // Off and on again: a thread that is there already would not be recognised as new.
-        fs::write(&path, "0")
-            .and_then(|()| fs::write(&path, "1"))
-            .with_context(|| format!("writing {path}"))
+        fs::write(&path, if on { "1" } else { "0" }).with_context(|| format!("writing {path}"))
     })
 }

@@ -7,10 +7,14 @@ mod client;
 mod server;
 
 pub(crate) use client::{Dialled, dial, once, stream};
+
 pub(crate) use server::Server;
 
 use std::io;
 use std::net::SocketAddrV4;
+use std::sync::{Arc, Barrier};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -21,6 +25,41 @@ const ANSWER: usize = 64;
 const ASK: u8 = b'?';
 /// First byte of a stream that goes one way.
 const STREAM: u8 = b'>';
+
+/// When a client's thread may begin: once all of them are where they belong, which takes some of them longer.
+pub(crate) struct Start(Arc<Barrier>);
+
+/// For a proxy that was stopped while others were measured to do what is due.
+const SETTLE: Duration = Duration::from_millis(40);
+
+impl Start {
+    /// Waits for the other threads. To be called once by each, whatever happened to it before.
+    fn wait(&self) {
+        self.0.wait();
+        std::thread::sleep(SETTLE);
+    }
+}
+
+/// Starts so many threads, each with its number, and gives what they return.
+pub(crate) fn all_at_once<T: Send + 'static>(
+    count: usize,
+    spawn: impl Fn(Box<dyn FnOnce() -> Result<T> + Send>) -> JoinHandle<Result<T>>,
+    body: impl Fn(usize, Start) -> Result<T> + Clone + Send + 'static,
+) -> Result<Vec<T>> {
+    let barrier = Arc::new(Barrier::new(count));
+    let threads: Vec<_> = (0..count)
+        .map(|number| {
+            let (body, start) = (body.clone(), Start(barrier.clone()));
+            spawn(Box::new(move || body(number, start)))
+        })
+        .collect();
+    let joined = threads
+        .into_iter()
+        .map(|thread| thread.join().ok().context("a client's thread ended")?);
+    // Every thread is waited for, also if one has failed.
+    let results: Vec<Result<T>> = joined.collect();
+    results.into_iter().collect()
+}
 
 /// Keeps the calling thread on a core.
 pub(crate) fn pin(core: usize) -> Result<()> {

@@ -1,8 +1,8 @@
 //! New connections: how many a second, and how long each takes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use proxy_tests::results::{Against, Better, Bound, Case, contender};
 use proxy_tests::stats::quantile;
 
@@ -25,8 +25,6 @@ pub(crate) const FIRST_PACKET: &str = "first-packet";
 /// Turns of each contender at each size, by scale, and how many milliseconds one is.
 const ROUNDS: [usize; 3] = [11, 3, 1];
 const TURN: [u64; 3] = [350, 200, 50];
-/// For a proxy that was stopped while others were measured to do what is due, and for threads to begin together.
-const SETTLE: Duration = Duration::from_millis(40);
 
 /// Connections from a pod through a cluster IP, and from outside through a node port.
 pub(crate) struct Connections {
@@ -191,23 +189,16 @@ fn connect(site: &Site, index: usize, way: Way, time: Duration) -> Result<Turn> 
     let _others_wait = site.alone(index);
     site.forget_connections(contender)?;
     let targets = site.targets(contender, way);
-    let from = Instant::now() + SETTLE;
-    let until = from + time;
-    let threads: Vec<_> = (0..cores())
-        .map(|core| {
-            let targets = targets.clone();
-            let body = move || load::dial(&targets, core, from, until);
-            let client = site.client(contender, way);
-            match way {
-                Way::ClusterIp => contender.proxy.spawn_in_pod(client, body),
-                Way::NodePort => client.spawn(body),
-            }
-        })
-        .collect();
+    let client = site.client(contender, way);
+    let spawn = |body: Box<dyn FnOnce() -> Result<Dialled> + Send>| match way {
+        Way::ClusterIp => contender.proxy.spawn_in_pod(client, body),
+        Way::NodePort => client.spawn(body),
+    };
+    let dialled = load::all_at_once(cores(), spawn, move |core, start| {
+        load::dial(&targets, core, &start, time)
+    })?;
     let mut all = Dialled::default();
-    for thread in threads {
-        all.add(thread.join().ok().context("a client's thread ended")??);
-    }
+    dialled.into_iter().for_each(|one| all.add(one));
     ensure!(
         all.failed == 0,
         "{} of {} connections failed",
@@ -217,7 +208,7 @@ fn connect(site: &Site, index: usize, way: Way, time: Duration) -> Result<Turn> 
     ensure!(!all.wholes.is_empty(), "not one connection came to its end");
     let microseconds = |samples: &[u32], share| f64::from(quantile(samples, share)) / 1e3;
     Ok(Turn {
-        rate: all.wholes.len() as f64 / time.as_secs_f64(),
+        rate: all.rate,
         median: microseconds(&all.wholes, 0.5),
         tail: microseconds(&all.wholes, 0.99),
         connect: microseconds(&all.connects, 0.5),

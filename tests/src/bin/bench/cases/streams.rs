@@ -1,8 +1,8 @@
 //! Streams: bytes per second over one connection and over many.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use proxy_tests::results::{Better, Bound, Case, contender};
 
 use super::traffic::in_turn;
@@ -19,8 +19,7 @@ pub(crate) const NODE_PORT: &str = "stream-nodeport";
 const CONNECTIONS: [u64; 2] = [1, 16];
 /// Turns by scale, and their milliseconds.
 const ROUNDS: [usize; 3] = [9, 3, 1];
-const TURN: [u64; 3] = [600, 350, 200];
-const SETTLE: Duration = Duration::from_millis(60);
+const TURN: [u64; 3] = [500, 250, 100];
 const WAYS: [(Way, &str); 2] = [(Way::ClusterIp, CLUSTER_IP), (Way::NodePort, NODE_PORT)];
 
 /// Streams from a pod through a cluster IP, and from outside through a node port.
@@ -78,23 +77,15 @@ fn stream(site: &Site, index: usize, way: Way, count: usize, time: Duration) -> 
     let contender = &site.contenders[index];
     let _others_wait = site.alone(index);
     let target = site.targets(contender, way)[0];
-    let from = Instant::now() + SETTLE;
-    let until = from + time;
-    let threads: Vec<_> = (0..count)
-        .map(|number| {
-            let body = move || load::stream(target, number % cores(), from, until);
-            let client = site.client(contender, way);
-            match way {
-                Way::ClusterIp => contender.proxy.spawn_in_pod(client, body),
-                Way::NodePort => client.spawn(body),
-            }
-        })
-        .collect();
-    let mut bytes = 0.0;
-    for thread in threads {
-        bytes += thread.join().ok().context("a client's thread ended")??;
-    }
-    Ok(bytes * 8.0 / 1e9)
+    let client = site.client(contender, way);
+    let spawn = |body: Box<dyn FnOnce() -> Result<f64> + Send>| match way {
+        Way::ClusterIp => contender.proxy.spawn_in_pod(client, body),
+        Way::NodePort => client.spawn(body),
+    };
+    let rates = load::all_at_once(count, spawn, move |number, start| {
+        load::stream(target, number % cores(), &start, time)
+    })?;
+    Ok(rates.into_iter().sum::<f64>() * 8.0 / 1e9)
 }
 
 const ABOUT: &str = "Writes of 128 KiB, as fast as they go, one way; the reader of a connection has another core than its writer. The \

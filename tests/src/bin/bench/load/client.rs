@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{ASK, REQUEST, STREAM, own_descriptors, pin, sockaddr};
+use super::{ASK, REQUEST, STREAM, Start, own_descriptors, pin, sockaddr};
 
 /// An answer that takes longer never comes.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -23,6 +23,8 @@ pub(crate) struct Dialled {
     pub(crate) wholes: Vec<u32>,
     /// Those without an answer.
     pub(crate) failed: u64,
+    /// Connections per second.
+    pub(crate) rate: f64,
 }
 
 impl Dialled {
@@ -31,20 +33,24 @@ impl Dialled {
         self.connects.extend(other.connects);
         self.wholes.extend(other.wholes);
         self.failed += other.failed;
+        self.rate += other.rate;
     }
 }
 
 /// Opens connections one after the other until the time is over: connect, ask, read the answer and the end, close.
-pub(crate) fn dial(targets: &[SocketAddrV4], core: usize, from: Instant, until: Instant) -> Result<Dialled> {
-    prepare(core)?;
+pub(crate) fn dial(targets: &[SocketAddrV4], core: usize, start: &Start, time: Duration) -> Result<Dialled> {
+    let prepared = prepare(core);
+    start.wait();
+    prepared?;
     let targets: Vec<_> = targets.iter().map(|target| sockaddr(*target)).collect();
     let mut dialled = Dialled::default();
-    std::thread::sleep(from.saturating_duration_since(Instant::now()));
     // Cores begin with different targets.
     let mut turn = core * targets.len() / 2;
+    let first = Instant::now();
     loop {
         let began = Instant::now();
-        if began >= until {
+        if began - first >= time {
+            dialled.rate = dialled.wholes.len() as f64 / (began - first).as_secs_f64();
             return Ok(dialled);
         }
         let target = &targets[turn % targets.len()];
@@ -119,9 +125,28 @@ fn connection(target: &libc::sockaddr_in) -> io::Result<Instant> {
     }
 }
 
-/// Sends as much as it can over one connection until the time is over; gives bytes per second, its beginning left out.
-pub(crate) fn stream(target: SocketAddrV4, core: usize, from: Instant, until: Instant) -> Result<f64> {
-    prepare(core)?;
+/// Sends as much as it can over one connection for so long, after a beginning that does not count; gives bytes per second.
+pub(crate) fn stream(target: SocketAddrV4, core: usize, start: &Start, time: Duration) -> Result<f64> {
+    let opened = prepare(core).and_then(|()| open_stream(target));
+    start.wait();
+    let mut stream = opened?;
+    let block = vec![0; 128 << 10];
+    let first = Instant::now();
+    while first.elapsed() < WARM_UP {
+        stream.write_all(&block)?;
+    }
+    let (began, mut bytes) = (Instant::now(), 0);
+    loop {
+        let elapsed = began.elapsed();
+        if elapsed >= time {
+            return Ok(bytes as f64 / elapsed.as_secs_f64());
+        }
+        stream.write_all(&block)?;
+        bytes += block.len();
+    }
+}
+
+fn open_stream(target: SocketAddrV4) -> Result<TcpStream> {
     let mut stream =
         TcpStream::connect_timeout(&target.into(), PATIENCE).with_context(|| format!("dialling {target}"))?;
     // A proxy that forgets the connection must not make this wait for ever.
@@ -129,20 +154,7 @@ pub(crate) fn stream(target: SocketAddrV4, core: usize, from: Instant, until: In
     let mut opening = [0; REQUEST];
     opening[0] = STREAM;
     stream.write_all(&opening)?;
-    let block = vec![0; 128 << 10];
-    std::thread::sleep(from.saturating_duration_since(Instant::now()));
-    while from.elapsed() < WARM_UP {
-        stream.write_all(&block)?;
-    }
-    let (began, mut bytes) = (Instant::now(), 0);
-    loop {
-        let now = Instant::now();
-        if now >= until {
-            return Ok(bytes as f64 / (now - began).as_secs_f64());
-        }
-        stream.write_all(&block)?;
-        bytes += block.len();
-    }
+    Ok(stream)
 }
 
 fn prepare(core: usize) -> Result<()> {
