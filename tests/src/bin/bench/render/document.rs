@@ -33,7 +33,7 @@ pub(crate) fn write_document(docs: &Path, cases: &[Case], machine: &Machine) -> 
 
 fn document(cases: &[Case], machine: &Machine) -> String {
     let mut text = introduction(machine);
-    text += "\n## Targets\n\nA ratio is that of the medians' samples, formed turn by turn; in brackets the smallest and the largest.\n\n";
+    text += "\n## Targets\n\nRatios are formed round by round; what counts is their median, and in brackets are the smallest and the largest. So are the values.\n\n";
     text += "| what : in relation to what | target | reached | |\n|---|---|---|---|\n";
     for line in cases.iter().flat_map(target_lines) {
         let _ = writeln!(
