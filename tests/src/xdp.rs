@@ -1,6 +1,6 @@
 //! XDP programs that are not the proxy's. One swaps the hardware addresses and the IP addresses of a packet and returns it by the
 //! interface it came from, asking nobody: no forwarding can be cheaper, so ours is measured beside it. One does nothing, as
-//! somebody else's program on an interface.
+//! somebody else's program on an interface. The bench has two more: a source of packets, and a sink.
 //!
 //! Written in instructions, so that the object with the proxy's programs has nothing else in it. What leaves a veth from XDP arrives only if
 //! its peer is ready for it: [`make_ready`].
@@ -15,13 +15,19 @@ use bytemuck::{Pod, Zeroable};
 use crate::netns::Netns;
 use crate::process;
 
+const BPF_MAP_CREATE: c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: c_long = 1;
 const BPF_PROG_LOAD: c_long = 5;
 const BPF_PROG_TEST_RUN: c_long = 10;
 const BPF_LINK_CREATE: c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
-const XDP_PASS: i32 = 2;
+const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+/// Verdict: gone.
+pub const XDP_DROP: i32 = 1;
+/// Verdict: the stack has it.
+pub const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 
 /// A loaded program.
@@ -38,7 +44,8 @@ impl Foreign {
         Self::load(&end(XDP_PASS))
     }
 
-    fn load(program: &[Insn]) -> io::Result<Self> {
+    /// Has the kernel verify a program.
+    pub fn load(program: &[Insn]) -> io::Result<Self> {
         let licence = c"GPL";
         let mut attr = Load {
             kind: BPF_PROG_TYPE_XDP,
@@ -77,6 +84,21 @@ impl Foreign {
         bpf(BPF_PROG_TEST_RUN, &mut attr)?;
         Ok((attr.verdict, out, attr.duration))
     }
+
+    /// Runs it on so many frames that begin as `packet`, and sends them where it says: in the calling thread's network namespace and on its
+    /// processor (Linux 5.18). A frame that has been somewhere comes back as it was left there.
+    pub fn send(&self, packet: &[u8], count: u32) -> io::Result<()> {
+        let mut attr = Run {
+            program: self.0.as_raw_fd() as u32,
+            size_in: packet.len() as u32,
+            data_in: packet.as_ptr().addr() as u64,
+            repeat: count,
+            flags: BPF_F_TEST_XDP_LIVE_FRAMES,
+            batch: 64,
+            ..Run::zeroed()
+        };
+        bpf(BPF_PROG_TEST_RUN, &mut attr).map(drop)
+    }
 }
 
 /// Prepares the path of packets that interfaces send from XDP. Their peers, veths, take such packets only if they have a program
@@ -103,17 +125,51 @@ pub fn index(device: &str) -> io::Result<u32> {
     }
 }
 
+/// A number that programs count up, by its address ([`Counter::address_in`]).
+pub struct Counter(OwnedFd);
+
+impl Counter {
+    /// Zero.
+    pub fn new() -> io::Result<Self> {
+        const ARRAY: u32 = 2;
+        // Kind, size of the key, size of the value, number of values.
+        let mut attr = [ARRAY, 4, 8, 1];
+        bpf(BPF_MAP_CREATE, &mut attr).map(owned).map(Self)
+    }
+
+    /// What it is now.
+    pub fn read(&self) -> io::Result<u64> {
+        let (key, mut value) = (0u32, 0u64);
+        // The descriptor has four bytes, and four that count for nothing follow it.
+        let map = self.0.as_raw_fd() as u64;
+        let mut attr = [map, (&raw const key).addr() as u64, (&raw mut value).addr() as u64, 0];
+        bpf(BPF_MAP_LOOKUP_ELEM, &mut attr)?;
+        Ok(value)
+    }
+
+    /// Puts its address into a register of a program.
+    pub fn address_in(&self, register: u8) -> [Insn; 2] {
+        const LOAD_WIDE: u8 = 0x18;
+        const VALUE_OF_MAP: u8 = 2;
+        [
+            insn(LOAD_WIDE, register, VALUE_OF_MAP, 0, self.0.as_raw_fd()),
+            insn(0, 0, 0, 0, 0),
+        ]
+    }
+}
+
 /// The kernel's `struct bpf_insn`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct Insn {
+pub struct Insn {
     code: u8,
     registers: u8,
     offset: i16,
     immediate: i32,
 }
 
-const fn insn(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
+/// An instruction, its fields as the kernel names them.
+pub const fn insn(code: u8, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
     Insn {
         code,
         registers: dst | src << 4,
@@ -218,6 +274,14 @@ struct Run {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    pad: u32,
 }
 
 fn bpf<T: Pod>(command: c_long, attr: &mut T) -> io::Result<c_long> {

@@ -34,6 +34,9 @@ struct All {
     /// Only these cases; the document stays as it is.
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     cases: Vec<String>,
+    /// Only contenders whose names contain one of these, beside the one without a proxy; the document stays as it is.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    contenders: Vec<String>,
     /// Name the cases and end.
     #[arg(long)]
     list: bool,
@@ -83,8 +86,10 @@ fn run_all(args: &All) -> Result<()> {
     ] {
         command.args(Some(flag).filter(|_| is_given));
     }
-    if !args.cases.is_empty() {
-        command.arg("--cases").arg(args.cases.join(","));
+    for (option, values) in [("--cases", &args.cases), ("--contenders", &args.contenders)] {
+        if !values.is_empty() {
+            command.arg(option).arg(values.join(","));
+        }
     }
     // What a quick run finds must not get among what is written down.
     let results = shell::cache()?.join(if args.quick { "bench-quick" } else { "bench" });

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -16,8 +17,9 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use proxy_tests::netns::Netns;
 use proxy_tests::process;
+use proxy_tests::xdp::{self, Counter, Foreign};
 
-use crate::bpf::{self, Attached, Counter, FRAME, Program};
+use crate::bpf::{self, FRAME};
 use crate::load;
 
 /// Where source and sink run, and where the node.
@@ -60,9 +62,8 @@ impl Place {
     }
 
     fn index(&self) -> Result<u32> {
-        self.netns
-            .run(|| nix::net::if_::if_nametoindex(self.interface.as_str()))
-            .context("finding an interface")
+        let found = self.netns.run(|| xdp::index(&self.interface));
+        found.with_context(|| format!("finding {}", self.interface))
     }
 }
 
@@ -82,11 +83,11 @@ pub(crate) struct Path {
 pub(crate) struct Flood {
     places: [Place; 2],
     source: Netns,
-    program: Program,
+    program: Foreign,
     frame: [u8; FRAME],
     counter: Counter,
     node: Thread,
-    _sink: Attached,
+    _sink: OwnedFd,
 }
 
 /// What came of it.
@@ -102,9 +103,13 @@ impl Flood {
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let (client, node) = (path.source.hardware_address()?, path.entrance.hardware_address()?);
         let frame = frame([client, node], path.from, path.to)?;
-        let counter = Counter::new()?;
-        let (index, sink) = (path.exit.index()?, bpf::sink(&counter)?);
-        let attached = path.exit.netns.run(|| sink.attach(index))?;
+        let counter = Counter::new().context("making a counter")?;
+        let (index, sink) = (path.exit.index()?, bpf::sink(&counter).context("loading the sink")?);
+        let attached = path
+            .exit
+            .netns
+            .run(|| sink.attach(index))
+            .context("attaching the sink")?;
         // The sink stays with the source, away from the node.
         Thread::of(&path.exit, OUTSIDE)?;
         // Without it, or a program, what is sent to a veth as a frame is lost.
@@ -112,7 +117,7 @@ impl Flood {
         Ok(Self {
             places: [path.entrance.clone(), path.exit.clone()],
             source: path.source.netns.clone(),
-            program: bpf::source(&frame, path.source.index()?)?,
+            program: bpf::source(&frame, path.source.index()?).context("loading the source")?,
             frame,
             counter,
             node: Thread::of(&path.entrance, NODE)?,
@@ -137,7 +142,9 @@ impl Flood {
     fn send(&self, time: Duration) -> Result<()> {
         let began = Instant::now();
         while began.elapsed() < time {
-            self.program.send(&self.frame, CALL)?;
+            self.program
+                .send(&self.frame, CALL)
+                .context("sending frames (Linux 5.18)")?;
         }
         Ok(())
     }

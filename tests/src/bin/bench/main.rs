@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use proxy_tests::leftovers;
-use proxy_tests::results::Case;
+use proxy_tests::results::{Case, contender};
 
 /// Measures every contender in the same namespaces.
 #[derive(Parser)]
@@ -39,6 +39,9 @@ struct Args {
     /// Only these cases; the document stays as it is.
     #[arg(long, value_name = "CASE", value_delimiter = ',')]
     cases: Vec<String>,
+    /// Only contenders whose names contain one of these, beside the one without a proxy: to look at one closely.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    contenders: Vec<String>,
     /// Name the cases and end.
     #[arg(long)]
     list: bool,
@@ -88,6 +91,7 @@ pub(crate) enum Scale {
 pub(crate) struct Run {
     pub(crate) scale: Scale,
     wanted: Vec<String>,
+    contenders: Vec<String>,
     interrupted: Arc<AtomicBool>,
     began: Instant,
 }
@@ -96,6 +100,12 @@ impl Run {
     /// Is this case to be measured?
     pub(crate) fn wants(&self, case: &str) -> bool {
         self.wanted.is_empty() || self.wanted.iter().any(|wanted| wanted == case)
+    }
+
+    /// Is this contender to be measured?
+    pub(crate) fn wants_contender(&self, name: &str) -> bool {
+        let some = &self.contenders;
+        name == contender::DIRECT || some.is_empty() || some.iter().any(|part| name.contains(part.as_str()))
     }
 
     /// What is for this scale: of three, for a full run, a quick one and a tiny one.
@@ -163,6 +173,7 @@ fn bench(args: Args) -> Result<()> {
         let run = Run {
             scale,
             wanted: args.cases.clone(),
+            contenders: args.contenders.clone(),
             interrupted: watch_signals()?,
             began: Instant::now(),
         };
@@ -196,7 +207,11 @@ fn bench(args: Args) -> Result<()> {
         .cloned()
         .collect();
     println!("{}", render::text(&shown));
-    let is_whole = args.cases.is_empty() && scale == Scale::Full && !args.only_render && failures.is_empty();
+    let is_whole = args.cases.is_empty()
+        && args.contenders.is_empty()
+        && scale == Scale::Full
+        && !args.only_render
+        && failures.is_empty();
     if is_whole || args.document {
         render::write_document(&args.docs, &all, &machine::describe()?).context("writing the document")?;
         eprintln!("  written: {}", args.docs.join("performance.md").display());

@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use proxy_tests::results::{Better, Bound, Case, contender};
+use proxy_tests::xdp::{self, Foreign};
 
 use super::traffic::in_turn;
 use super::{Builder, than};
 use crate::contenders::{Kind, UPLINK};
 use crate::flood::Flood;
 use crate::site::{Site, Way};
-use crate::{Run, Scale, bpf};
+use crate::{Run, Scale};
 
 pub(crate) const CLUSTER_IP: &str = "packets-clusterip";
 pub(crate) const NODE_PORT: &str = "packets-nodeport";
@@ -85,8 +86,9 @@ impl Packets {
                 if kind == Kind::XdpSwap && is_in {
                     let node = &site.node(contender).netns;
                     attached.push(node.run(|| {
-                        let index = nix::net::if_::if_nametoindex(UPLINK).context("finding the uplink")?;
-                        bpf::swap()?.attach(index)
+                        let index = xdp::index(UPLINK).context("finding the uplink")?;
+                        let attached = Foreign::swap().and_then(|swap| swap.attach(index));
+                        attached.context("attaching a program that swaps")
                     })?);
                 }
                 let flood = is_in.then(|| Flood::new(&site.path(contender, how)));
@@ -138,5 +140,5 @@ const ABOUT_POD: &str = "UDP in frames of 60 bytes, from 256 ports of one pod to
     forwarding, which is the same for everybody, but neither source nor sink.";
 const ABOUT_NODE_PORT: &str = "The same from a host outside, through the node's uplink, to a pod of another machine, so that packets leave \
     by the interface they came from. The source address is replaced too, but for those without a proxy. `XDP swap` is a program that only \
-    swaps addresses and ports and sends the packet back: what the driver and its test harness cost.";
+    swaps addresses and sends the packet back: what the driver and its test harness cost.";
 const ABOUT_CPU: &str = "The same measurement the other way round.";

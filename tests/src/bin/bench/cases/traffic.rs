@@ -40,6 +40,7 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Case>> {
     let mut kinds = Kind::all()?;
     // It serves nobody but the flood.
     kinds.retain(|kind| *kind != Kind::XdpSwap || packets.is_wanted());
+    kinds.retain(|kind| run.wants_contender(kind.name()));
     let mut site = Site::new(run, &kinds)?;
     let (sizes, limit) = (run.pick(SIZES), Duration::from_secs(run.pick(PROGRAMMING)));
     let largest = if connections.is_wanted() { sizes.len() } else { 1 };
