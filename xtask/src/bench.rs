@@ -37,6 +37,9 @@ struct All {
     /// Only contenders whose names contain one of these, beside the one without a proxy; the document stays as it is.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contenders: Vec<String>,
+    /// Numbers of Services instead of the usual ones, in rising order; the document stays as it is.
+    #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
+    sizes: Vec<String>,
     /// Name the cases and end.
     #[arg(long)]
     list: bool,
@@ -86,7 +89,11 @@ fn run_all(args: &All) -> Result<()> {
     ] {
         command.args(Some(flag).filter(|_| is_given));
     }
-    for (option, values) in [("--cases", &args.cases), ("--contenders", &args.contenders)] {
+    for (option, values) in [
+        ("--cases", &args.cases),
+        ("--contenders", &args.contenders),
+        ("--sizes", &args.sizes),
+    ] {
         if !values.is_empty() {
             command.arg(option).arg(values.join(","));
         }

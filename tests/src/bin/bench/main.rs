@@ -42,6 +42,9 @@ struct Args {
     /// Only contenders whose names contain one of these, beside the one without a proxy: to look at one closely.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     contenders: Vec<String>,
+    /// Numbers of Services instead of the usual ones, in rising order.
+    #[arg(long, value_name = "NUMBER", value_delimiter = ',')]
+    sizes: Vec<u32>,
     /// Name the cases and end.
     #[arg(long)]
     list: bool,
@@ -92,6 +95,8 @@ pub(crate) struct Run {
     pub(crate) scale: Scale,
     wanted: Vec<String>,
     contenders: Vec<String>,
+    /// Numbers of Services, if others than usual are wanted.
+    pub(crate) sizes: Vec<u32>,
     interrupted: Arc<AtomicBool>,
     began: Instant,
 }
@@ -174,6 +179,7 @@ fn bench(args: Args) -> Result<()> {
             scale,
             wanted: args.cases.clone(),
             contenders: args.contenders.clone(),
+            sizes: args.sizes.clone(),
             interrupted: watch_signals()?,
             began: Instant::now(),
         };

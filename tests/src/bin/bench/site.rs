@@ -134,7 +134,7 @@ impl Site {
 
     /// Makes the cluster larger, and waits so long until everybody serves it. Who does not is out, and its process ends.
     pub(crate) fn grow(&mut self, run: &Run, services: u32, limit: Duration) -> Result<()> {
-        let generated = services - 1;
+        let generated = services.saturating_sub(1);
         if generated > self.generated {
             run.step(&format!("growing to {services} Services"));
             self.api.grow(generated);

@@ -42,12 +42,17 @@ pub(crate) fn run(run: &Run) -> Result<Vec<Case>> {
     kinds.retain(|kind| *kind != Kind::XdpSwap || packets.is_wanted());
     kinds.retain(|kind| run.wants_contender(kind.name()));
     let mut site = Site::new(run, &kinds)?;
-    let (sizes, limit) = (run.pick(SIZES), Duration::from_secs(run.pick(PROGRAMMING)));
+    let (sizes, limit): (&[u32], _) = if run.sizes.is_empty() {
+        (run.pick(SIZES), run.pick(PROGRAMMING))
+    } else {
+        (&run.sizes, PROGRAMMING[0])
+    };
+    let limit = Duration::from_secs(limit);
     let largest = if connections.is_wanted() { sizes.len() } else { 1 };
     for size in &sizes[..largest] {
         site.grow(run, *size, limit)?;
         connections.measure(run, &site, *size)?;
-        if *size == 1 {
+        if *size == sizes[0] {
             streams.measure(run, &site)?;
             packets.measure(run, &site)?;
         }
