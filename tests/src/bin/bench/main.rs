@@ -77,6 +77,10 @@ const GROUPS: &[Group] = &[
         run: cases::traffic::run,
     },
     Group {
+        cases: external::PACKET,
+        run: external::packet,
+    },
+    Group {
         cases: external::PLANE,
         run: external::plane,
     },

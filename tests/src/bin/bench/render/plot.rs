@@ -136,7 +136,10 @@ fn lines(case: &Case, text: &mut String) -> Drawn {
 
 fn bars(case: &Case, text: &mut String) -> Drawn {
     let names = contenders(case);
-    let root = SVGBackend::with_string(text, (SIZE.0, 90 + 34 * names.len() as u32)).into_drawing_area();
+    let (each, gap) = if names.len() > 10 { (22, 3) } else { (34, 6) };
+    let longest = names.iter().map(|name| name.chars().count()).max().unwrap_or_default();
+    let height = 90 + each * names.len() as u32;
+    let root = SVGBackend::with_string(text, (SIZE.0, height)).into_drawing_area();
     root.fill(&WHITE).map_err(text_of)?;
     // The first one on top.
     let count = names.len() as i32;
@@ -145,7 +148,7 @@ fn bars(case: &Case, text: &mut String) -> Drawn {
         .margin(10)
         .margin_right(30)
         .x_label_area_size(40)
-        .y_label_area_size(190)
+        .y_label_area_size(30 + 6 * longest as u32)
         .build_cartesian_2d(bottom(case)..top(case), (0..count - 1).into_segmented())
         .map_err(text_of)?;
     let label = |y: &SegmentValue<i32>| match y {
@@ -177,7 +180,7 @@ fn bars(case: &Case, text: &mut String) -> Drawn {
             ],
             colour.mix(0.7).filled(),
         );
-        bar.set_margin(6, 6, 0, 0);
+        bar.set_margin(gap, gap, 0, 0);
         chart.draw_series([bar]).map_err(text_of)?;
         let middle = SegmentValue::CenterOf(place);
         let ends = PathElement::new(
