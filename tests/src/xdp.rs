@@ -3,7 +3,7 @@
 //! somebody else's program on an interface. The bench has two more: a source of packets, and a sink.
 //!
 //! Written in instructions, so that the object with the proxy's programs has nothing else in it. What leaves a veth from XDP arrives only if
-//! its peer is ready for it: [`make_ready`].
+//! its peer is ready for it: [`Ready`].
 
 use std::ffi::{CString, c_long};
 use std::io;
@@ -101,18 +101,46 @@ impl Foreign {
     }
 }
 
-/// Prepares the path of packets that interfaces send from XDP. Their peers, veths, take such packets only if they have a program
-/// themselves: without, XDP_TX puts a packet into the peer's ring and wakes nobody (Linux 6.18). And the stacks at both ends must not
-/// leave checksums to a device: XDP sees them unfinished. It is so for as long as what is given back.
-pub fn make_ready(peers: &[(&Netns, &str)], ends: &[(&Netns, &str)]) -> Result<Vec<OwnedFd>> {
-    for (netns, device) in ends {
-        process::run(netns.command("ethtool").args(["-K", device, "tx", "off"]))?;
+/// Prepares the path of packets that interfaces send from XDP, until it is dropped. Their peers, veths, take such packets only if they
+/// have a program themselves: without, XDP_TX puts a packet into the peer's ring and wakes nobody (Linux 6.18). And the stacks at both
+/// ends must not leave checksums to a device: XDP sees them unfinished.
+pub struct Ready {
+    ends: Vec<(Netns, String)>,
+    _programs: Vec<OwnedFd>,
+}
+
+impl Ready {
+    /// Of these peers, and these interfaces at both ends.
+    pub fn make(peers: &[(&Netns, &str)], ends: &[(&Netns, &str)]) -> Result<Self> {
+        let pass = Foreign::pass()?;
+        let attach = |(netns, device): &(&Netns, &str)| {
+            let attached = netns.run(|| pass.attach(index(device)?));
+            attached.with_context(|| format!("attaching a program to {device}"))
+        };
+        let ready = Self {
+            ends: ends
+                .iter()
+                .map(|(netns, device)| ((*netns).clone(), (*device).to_owned()))
+                .collect(),
+            _programs: peers.iter().map(attach).collect::<Result<_>>()?,
+        };
+        ready.let_device_finish("off")?;
+        Ok(ready)
     }
-    let pass = Foreign::pass()?;
-    peers
-        .iter()
-        .map(|(netns, device)| netns.run(|| pass.attach(index(device)?)).context("attaching a program"))
-        .collect()
+
+    fn let_device_finish(&self, word: &str) -> Result<()> {
+        for (netns, device) in &self.ends {
+            process::run(netns.command("ethtool").args(["-K", device, "tx", word]))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        // An interface that is gone needs nothing.
+        let _gone = self.let_device_finish("on");
+    }
 }
 
 /// Index of an interface of this thread's network namespace.

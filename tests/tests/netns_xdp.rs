@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use proxy_tests::echo::{self, Held, Udp};
@@ -12,7 +11,7 @@ use proxy_tests::process::{self, wait_until};
 use proxy_tests::service::{self, external, outside};
 use proxy_tests::traffic;
 use proxy_tests::world::World;
-use proxy_tests::xdp::{self, Foreign};
+use proxy_tests::xdp::{self, Foreign, Ready};
 use proxy_tests::{attached, firewall, sockets};
 
 const OPTIONS: [&str; 4] = ["--xdp-interfaces", "eth0", "--xdp-mode", "native"];
@@ -23,10 +22,10 @@ const PAUSE: Duration = Duration::from_millis(1);
 const BULK: usize = 300_000;
 
 /// A world with XDP on the nodes' cards, whose stack counts what it forwards between card and card on the first node.
-fn world(options: &[&'static str]) -> (World, Vec<OwnedFd>) {
+fn world(options: &[&'static str]) -> (World, Ready) {
     let world = service::world(options, &["pod2-1"], |_| {}).unwrap();
     let topology = &world.topology;
-    let ready = xdp::make_ready(
+    let ready = Ready::make(
         &[(&topology.underlay, "node1"), (&topology.underlay, "node2")],
         &[
             (&external(&world).netns, "eth0"),

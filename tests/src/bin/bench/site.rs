@@ -14,6 +14,7 @@ use proxy_tests::netns::Netns;
 use proxy_tests::standin::objects::{self, Size};
 use proxy_tests::standin::{Options, StandIn};
 use proxy_tests::topology::{GATEWAY, Host, PodNetwork, Shape, Topology};
+use proxy_tests::xdp::Ready;
 use serde_json::json;
 
 use crate::Run;
@@ -257,6 +258,12 @@ impl Site {
             &remote.host.name,
         );
         let outside = self.outside().netns.clone();
+        // For connections of a stack; the measurement brings programs of its own.
+        let by_xdp = self.contenders.iter().filter(|contender| contender.kind == Kind::Xdp);
+        let peers: Vec<_> = by_xdp
+            .map(|contender| (&self.topology.underlay, self.node(contender).name.as_str()))
+            .collect();
+        let _ready = Ready::make(&peers, &[(&outside, UPLINK), (&backend.netns, UPLINK)])?;
         for contender in &self.contenders {
             let target = match contender.kind.has_no_proxy() {
                 true => SocketAddrV4::new(backend.v4, objects::TARGET_PORT),
