@@ -10,7 +10,7 @@ use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,6 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The programs that a start does not wait for.
 const LATER: [&str; 2] = [names::TC_INGRESS_L3, names::TC_EGRESS_L3];
-/// How far the thread that verifies them stands back.
-const LATER_NICENESS: i32 = 10;
 /// Programs that are verified at a time, at most: each takes some tens of megabytes of the kernel's memory meanwhile.
 const VERIFIERS: usize = 4;
 
@@ -104,17 +102,24 @@ pub(crate) fn pinned_maps() -> impl Iterator<Item = &'static str> {
 /// Loaded programs by name.
 type ProgramFds = HashMap<String, OwnedFd>;
 
-/// The programs. Those for interfaces without Ethernet header, which few nodes have, are verified while the agent works already: they
-/// take the verifier as long as the others of their kind.
+/// The programs. Those for interfaces without Ethernet header, which few nodes have, take the verifier as long as the others of their
+/// kind: they are verified when somebody needs them, or once there is nothing more urgent to do.
 pub(crate) struct Programs {
     fds: ProgramFds,
-    /// Verifies the others.
-    verifying: Mutex<Option<JoinHandle<Result<ProgramFds, DatapathError>>>>,
+    rest: Mutex<Rest>,
     others: OnceLock<ProgramFds>,
 }
 
+/// What becomes of the other programs.
+enum Rest {
+    Waiting(Box<Ebpf>),
+    Verifying(JoinHandle<Result<ProgramFds, DatapathError>>),
+    /// Verified, or refused, which has been said.
+    Done,
+}
+
 impl Programs {
-    /// The program, if it was asked for at load; waits for one that is still being verified.
+    /// The program, if it was asked for at load; waits for one that is not verified yet.
     pub(crate) fn get(&self, name: &str) -> Option<BorrowedFd<'_>> {
         if LATER.contains(&name)
             && let Err(error) = self.finish()
@@ -129,15 +134,33 @@ impl Programs {
         found.map(AsFd::as_fd)
     }
 
+    /// There is nothing more urgent to do: has the others verified, on a thread of their own.
+    pub(crate) fn verify_others(&self) {
+        let mut rest = self.rest();
+        if let Rest::Waiting(mut ebpf) = std::mem::replace(&mut *rest, Rest::Done) {
+            let verify = move || verify_programs(&mut ebpf, &LATER);
+            match thread::Builder::new().name("verifier".into()).spawn(verify) {
+                Ok(thread) => *rest = Rest::Verifying(thread),
+                Err(error) => tracing::error!(%error, "no programs for interfaces without Ethernet header"),
+            }
+        }
+    }
+
     /// Waits until all are verified. An error is given once.
     pub(crate) fn finish(&self) -> Result<(), DatapathError> {
-        let verifying = self.verifying.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = verifying {
-            let fds = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-            // It is the only thread there ever was.
-            let _ = self.others.set(fds);
-        }
+        let mut rest = self.rest();
+        let fds = match std::mem::replace(&mut *rest, Rest::Done) {
+            Rest::Done => return Ok(()),
+            Rest::Waiting(mut ebpf) => verify_programs(&mut ebpf, &LATER)?,
+            Rest::Verifying(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
+        };
+        // Nothing comes after this.
+        let _ = self.others.set(fds);
         Ok(())
+    }
+
+    fn rest(&self) -> MutexGuard<'_, Rest> {
+        self.rest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -399,18 +422,9 @@ fn load_programs(mut ebpf: Ebpf, options: &Options) -> Result<Programs, Datapath
         .copied()
         .collect();
     let fds = verify_programs(&mut ebpf, &wanted)?;
-    let verify_others = move || {
-        // What is being waited for goes first.
-        // SAFETY: no pointers; of this thread alone. A failure is harmless.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, LATER_NICENESS) };
-        verify_programs(&mut ebpf, &LATER)
-    };
-    let verifying = thread::Builder::new().name("verifier".into()).spawn(verify_others);
     Ok(Programs {
         fds,
-        verifying: Mutex::new(Some(
-            verifying.map_err(DatapathError::call("starting a thread", "the verifier"))?,
-        )),
+        rest: Mutex::new(Rest::Waiting(Box::new(ebpf))),
         others: OnceLock::new(),
     })
 }

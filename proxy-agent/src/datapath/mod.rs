@@ -310,6 +310,7 @@ impl Datapath {
         self.sweep_flows(Services::All, &mut report, now);
         self.forget_clients(&mut report);
         self.forget = Some(now + GRACE);
+        self.loaded.programs.verify_others();
         report
     }
 
