@@ -16,7 +16,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_REDIRECT, XDP_TX};
 use aya_ebpf::bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, xdp_md};
-use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_ktime_get_coarse_ns, bpf_redirect};
+use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_redirect};
 use aya_ebpf::programs::XdpContext;
 use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::link::LINK_XDP;
@@ -198,18 +198,18 @@ fn forward<A: Forward>(ctx: &XdpContext) -> Option<u32> {
     // SAFETY: a context field, read at its declared width.
     let here = unsafe { (*ctx.ctx).ingress_ifindex };
     // SAFETY: the helper has no arguments and no preconditions.
-    let now = unsafe { bpf_ktime_get_coarse_ns() };
+    let moment = clock::moment(unsafe { bpf_jiffies64() });
     let frame: *const u8 = linear(ctx, 0, ETHERNET)?;
     // SAFETY: an Ethernet header is there.
     let to: Mac = unsafe { [field(frame, 0), field(frame, 2), field(frame, 4)] };
-    let is_known = path.moment == clock::moment(now)
+    let is_known = path.moment == moment
         && packet.tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0
         && path.key == packet.key
         && path.here == here
         && path.class == ip.class
         && path.mtu >= ip.len
         && is_mac(&path.own, &to);
-    if !is_known && !find(ctx.ctx, &packet, &ip, &Arrival { here, to, now }, path) {
+    if !is_known && !find(ctx.ctx, &packet, &ip, &Arrival { here, to, moment }, path) {
         return None;
     }
 
@@ -256,7 +256,7 @@ fn forward<A: Forward>(ctx: &XdpContext) -> Option<u32> {
 struct Arrival {
     here: u32,
     to: Mac,
-    now: u64,
+    moment: u32,
 }
 
 /// Finds out how the packet leaves, notes in both entries that it went through them, and leaves it in `path`; false is for tc. Out of the
@@ -332,9 +332,10 @@ fn look_up<A: Forward>(
     path.services = [inward.service, outward.service];
     path.kinds = [inward.kind, outward.kind];
     // Ends are noted one by one.
-    path.moment = if ends == 0 { clock::moment(arrival.now) } else { 0 };
-    rewrite::touch(arrived, packet.tcp_flags, clock::ticks(arrival.now));
-    rewrite::touch(leaving, packet.tcp_flags, clock::ticks(arrival.now));
+    path.moment = if ends == 0 { arrival.moment } else { 0 };
+    let now = rewrite::now();
+    rewrite::touch(arrived, packet.tcp_flags, now);
+    rewrite::touch(leaving, packet.tcp_flags, now);
     Some(())
 }
 

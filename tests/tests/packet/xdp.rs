@@ -45,7 +45,7 @@ both_families! {
 
 const HEADERS: usize = 14;
 /// For less time a flow is remembered (`clock::moment`).
-const MOMENT: Duration = Duration::from_millis(20);
+const MOMENT: Duration = Duration::from_millis(50);
 
 /// Runs a test on a thread in the namespace of a node with two cards.
 fn on_cards(test: impl FnOnce(&Cards, Programs) + Send) {
