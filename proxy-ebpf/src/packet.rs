@@ -1,12 +1,12 @@
 //! What the packet programs need to know of a packet: its 5-tuple, where its L4 header starts, and its TCP flags.
 //!
 //! Headers are read through direct packet access, bounds-checked here and nowhere else. tc programs never write through it:
-//! one with direct packet writes makes the kernel copy the headers of every cloned packet before the program starts, those
-//! of foreign traffic included, and every TCP segment a local pod sends is a clone. Writes go through `bpf_skb_store_bytes`
-//! (see [`crate::rewrite`]).
+//! one with direct packet writes begins with a call for every cloned packet, foreign ones included, which copies the headers if somebody
+//! else looks at them, and every TCP segment with data that a local pod sends is a clone (numbers in `docs/architecture.md`, "Cost").
+//! Writes go through `bpf_skb_store_bytes` (see [`crate::rewrite`]).
 
 use aya_ebpf::programs::{TcContext, XdpContext};
-use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
+use proxy_common::addr::{Addr4, Addr6, Protocol};
 use proxy_common::rewrite::RewriteKey;
 
 use crate::maps::Family;
@@ -146,12 +146,37 @@ struct Network<A> {
     l4: usize,
 }
 
+/// A [`RewriteKey`] in words of four bytes. The kernel hashes and compares a key as soon as it is written, in words of four bytes and eight;
+/// a processor cannot hand on what was just written in smaller pieces, and waits until they are in the cache: for longer than it takes
+/// to read the headers.
+#[repr(C)]
+struct KeyWords<A> {
+    src: A,
+    dst: A,
+    /// Source port, then destination port.
+    ports: u32,
+    /// Protocol, hook, and two bytes that are zero.
+    last: u32,
+}
+
+impl<A: Family> KeyWords<A> {
+    #[inline(always)]
+    fn key(self) -> RewriteKey<A> {
+        const {
+            assert!(cfg!(target_endian = "little"));
+            assert!(size_of::<Self>() == size_of::<RewriteKey<A>>());
+        }
+        // SAFETY: both are plain old data of the same size and alignment, with the same fields in the same places.
+        unsafe { core::mem::transmute_copy(&self) }
+    }
+}
+
 #[inline(always)]
 fn parse_l4<A: Family>(ctx: &impl Bytes, network: Network<A>, hook: u8) -> Option<Packet<A>> {
     Protocol::from_number(network.protocol)?;
     let ports: *const u8 = linear(ctx, network.l4, L4_HEADER)?;
     // SAFETY: eight bytes are there.
-    let (src_port, dst_port): (Port, Port) = unsafe { (field(ports, 0), field(ports, 2)) };
+    let ports: u32 = unsafe { field(ports, 0) };
     let mut tcp_flags = 0;
     if network.protocol == Protocol::Tcp.number() {
         let tcp: *const u8 = linear(ctx, network.l4, TCP_HEADER)?;
@@ -159,7 +184,13 @@ fn parse_l4<A: Family>(ctx: &impl Bytes, network: Network<A>, hook: u8) -> Optio
         tcp_flags = unsafe { field(tcp, 13) };
     }
     Some(Packet {
-        key: RewriteKey::new(network.src, src_port, network.dst, dst_port, network.protocol, hook),
+        key: KeyWords {
+            src: network.src,
+            dst: network.dst,
+            ports,
+            last: u32::from(network.protocol) | u32::from(hook) << 8,
+        }
+        .key(),
         l4: network.l4 as u32,
         ip_checksum: network.checksum,
         tcp_flags,
@@ -222,14 +253,16 @@ impl Headers for Addr6 {
     }
 }
 
-/// Makes sure that the headers can be read directly. Most drivers put them into the linear part; for the others, one call.
-/// The largest IPv4 header and a TCP header are asked for, or the whole of a shorter packet.
+/// Makes sure that the headers can be read directly. Most drivers put them into the linear part, and so does a local sender: for those
+/// nothing is called, because a pull also copies the whole linear part of a packet that is a clone, as every TCP segment of a local
+/// pod is, which costs more than all the rest. For the others, one call: the largest IPv4 header and a TCP header are asked for, or
+/// the whole of a shorter packet. Options that are not in the linear part are for [`crate::unusual`].
 #[inline(always)]
-pub(crate) fn make_linear<const L2: usize>(ctx: &TcContext) {
+pub(crate) fn make_linear<A: Headers, const L2: usize>(ctx: &TcContext) {
     const WANTED: u32 = (ETHERNET + 60 + TCP_HEADER) as u32;
     let len = ctx.len();
     let wanted = if len < WANTED { len } else { WANTED };
-    if ctx.data() + L2 + IPV6_HEADER + TCP_HEADER > ctx.data_end() && ctx.data() + wanted as usize > ctx.data_end() {
+    if ctx.data() + L2 + A::HEADER + TCP_HEADER > ctx.data_end() && ctx.data() + wanted as usize > ctx.data_end() {
         // A failure (out of memory) leaves the packet as it is; parsing then says "not ours".
         let _unchanged = ctx.pull_data(wanted);
     }

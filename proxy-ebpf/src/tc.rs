@@ -44,7 +44,7 @@ pub(crate) fn run<const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
 
 #[inline(always)]
 fn at_hook<A: Route + Refuse + Log + Walk + Quoted, const L2: usize, const HOOK: u8>(ctx: &TcContext) -> i32 {
-    packet::make_linear::<L2>(ctx);
+    packet::make_linear::<A, L2>(ctx);
     let mut packet = MaybeUninit::uninit();
     let packet = match A::parse::<L2>(ctx, HOOK) {
         Some(parsed) => &*packet.write(parsed),

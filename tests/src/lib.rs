@@ -25,6 +25,7 @@ pub mod netns;
 pub mod process;
 pub mod programs;
 pub mod prometheus;
+pub mod reference;
 pub mod results;
 pub mod service;
 pub mod shared;

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::{CgroupSockAddr, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use proxy_common::addr::{Addr4, Addr6, Address, Port, Protocol};
@@ -325,6 +325,12 @@ impl Programs {
             .collect();
         entries.sort_by_key(|(key, _)| *key);
         entries
+    }
+
+    /// The rewrite table itself.
+    pub fn rewrite_table<A: Address>(&self) -> &Map {
+        let name = names::for_family::<A>(names::REWRITES);
+        self.ebpf.map(name).expect(name)
     }
 
     /// Writes an entry of the rewrite table.

@@ -20,7 +20,8 @@ const BPF_MAP_LOOKUP_ELEM: c_long = 1;
 const BPF_PROG_LOAD: c_long = 5;
 const BPF_PROG_TEST_RUN: c_long = 10;
 const BPF_LINK_CREATE: c_long = 28;
-const BPF_PROG_TYPE_XDP: u32 = 6;
+/// The kernel's number for XDP programs.
+pub const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
@@ -36,19 +37,19 @@ pub struct Foreign(OwnedFd);
 impl Foreign {
     /// Swaps addresses and returns the packet (`XDP_TX`); what is not IP passes.
     pub fn swap() -> io::Result<Self> {
-        Self::load(&swap_instructions())
+        Self::load(BPF_PROG_TYPE_XDP, &swap_instructions())
     }
 
     /// Lets every packet pass.
     pub fn pass() -> io::Result<Self> {
-        Self::load(&end(XDP_PASS))
+        Self::load(BPF_PROG_TYPE_XDP, &end(XDP_PASS))
     }
 
-    /// Has the kernel verify a program.
-    pub fn load(program: &[Insn]) -> io::Result<Self> {
+    /// Has the kernel verify a program of a kernel's `BPF_PROG_TYPE_*`.
+    pub fn load(kind: u32, program: &[Insn]) -> io::Result<Self> {
         let licence = c"GPL";
         let mut attr = Load {
-            kind: BPF_PROG_TYPE_XDP,
+            kind,
             count: program.len() as u32,
             instructions: program.as_ptr().addr() as u64,
             licence: licence.as_ptr().addr() as u64,
@@ -229,7 +230,7 @@ const fn swap(size: u8, a: i16, b: i16) -> [Insn; 4] {
     ]
 }
 
-const fn end(verdict: i32) -> [Insn; 2] {
+pub(crate) const fn end(verdict: i32) -> [Insn; 2] {
     [insn(0xb7, 0, 0, 0, verdict), insn(0x95, 0, 0, 0, 0)]
 }
 

@@ -1,7 +1,9 @@
 //! `cargo xtask bench packet`: nanoseconds and instructions per packet for each program and case, by program test-run.
 //!
-//! The figures are those of one run on one machine; ratios between the rows are what can be compared. Instructions are counted
-//! with the processor's counter around the whole run where the machine has one.
+//! The figures are those of one run on one machine; ratios between the rows are what can be compared. So the first rows are what a tc
+//! program costs at least: one that does nothing, and one that looks a key up in the rewrite table and does nothing else
+//! ([`reference::look_up`]). An established packet's row says how many times that program, with this packet's key, it costs; both are
+//! measured in turn. Instructions are counted with the processor's counter around the whole run where the machine has one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -17,6 +19,7 @@ use proxy_common::rewrite::{
 use proxy_common::settings::{Prefix, Settings};
 use proxy_tests::cards::Cards;
 use proxy_tests::programs::{Constants, Programs, XDP_PASS, XDP_TX};
+use proxy_tests::reference;
 use proxy_tests::wire::{End, L4, Tcp, packet, with_hops};
 use proxy_tests::xdp::Foreign;
 
@@ -35,8 +38,19 @@ const LO: u32 = 1;
 const FORWARDED: u32 = 7;
 
 fn main() -> Result<()> {
-    println!("{:<44} {:>10} {:>16}", "program and case", "ns/packet", "instructions");
+    println!(
+        "{:<44} {:>10} {:>9} {:>14}",
+        "program and case", "ns/packet", "look-ups", "instructions"
+    );
     let mut programs = Programs::load(Constants::default())?;
+    let empty = reference::empty()?;
+    let bytes = packet(
+        L4::Udp,
+        end(Addr4([10, 244, 1, 5]), 1),
+        end(Addr4([10, 244, 2, 7]), 9),
+        &[0; 32],
+    );
+    row("an empty program", best_of(|| referred(&empty, &bytes))?, None);
     measure::<Addr4>(&mut programs, "IPv4", ["10.244.1.5", "10.96.0.10", "10.244.2.7"])?;
     measure::<Addr6>(
         &mut programs,
@@ -85,6 +99,12 @@ fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) 
             set: 1,
         };
     });
+    let key = RewriteKey::new(client, Port::new(40_000), vip, Port::new(80), 6, HOOK_INGRESS);
+    ping_pong(programs, key, backend, 8080);
+    let look_up = reference::look_up(programs.rewrite_table::<A>(), bytemuck::bytes_of(&key))?;
+    let bytes = packet(L4::Tcp(Tcp::Ack), end(client, 40_000), end(vip, 80), &[0; 32]);
+    let name = format!("{family} one look-up in the rewrite table");
+    row(&name, best_of(|| referred(&look_up, &bytes))?, None);
     for (service, protocol, known, first) in [
         (1, Protocol::Tcp, L4::Tcp(Tcp::Ack), L4::Tcp(Tcp::Syn)),
         (2, Protocol::Udp, L4::Udp, L4::Udp),
@@ -95,20 +115,18 @@ fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) 
                 let name = format!("{family} {protocol} {program}, {case}");
                 let key = RewriteKey::new(client, Port::new(40_000), vip, Port::new(80), protocol.number(), hook);
                 ping_pong(programs, key, backend, backend_port);
-                row(
-                    &name,
-                    repeated(
-                        programs,
-                        program,
-                        &packet(known, end(client, 40_000), end(vip, 80), &[0; 32]),
-                    ),
-                );
+                let bytes = packet(known, end(client, 40_000), end(vip, 80), &[0; 32]);
+                let look_up = reference::look_up(programs.rewrite_table::<A>(), bytemuck::bytes_of(&key))?;
+                let mut least = f64::MAX;
+                let cost = best_of(|| {
+                    least = least.min(referred(&look_up, &bytes)?.0);
+                    Ok(repeated(programs, program, &bytes))
+                })?;
+                row(&name, cost, Some(cost.0 / least));
             }
             let foreign = packet(known, end(client, 40_001), end(backend, 9), &[0; 32]);
-            row(
-                &format!("{family} {protocol} {program}, not ours"),
-                repeated(programs, program, &foreign),
-            );
+            let cost = best_of(|| Ok(repeated(programs, program, &foreign)))?;
+            row(&format!("{family} {protocol} {program}, not ours"), cost, None);
         }
         let mut times: Vec<u128> = (0..CONNECTIONS)
             .map(|port| {
@@ -119,7 +137,7 @@ fn measure<A: Address>(programs: &mut Programs, family: &str, addrs: [&str; 3]) 
         // One in two: a mean would be that of the interrupts among them.
         times.sort_unstable();
         let median = times.get(times.len() / 2).copied().unwrap_or_default() as f64;
-        row(&format!("{family} {protocol} {TC_INGRESS}, new"), (median, None));
+        row(&format!("{family} {protocol} {TC_INGRESS}, new"), (median, None), None);
     }
     Ok(())
 }
@@ -180,6 +198,7 @@ fn measure_xdp<A: Address>(family: &str, addrs: [&str; 5]) -> Result<()> {
                 row(
                     &format!("{family} {protocol} {XDP_FORWARD}, {case}"),
                     (median_of_runs(bytes, run)?, None),
+                    None,
                 );
             }
         }
@@ -189,6 +208,7 @@ fn measure_xdp<A: Address>(family: &str, addrs: [&str; 5]) -> Result<()> {
         row(
             &format!("{family} UDP addresses swapped at XDP, for reference"),
             (median_of_runs(&bytes, run)?, None),
+            None,
         );
         Ok(())
     })
@@ -231,21 +251,35 @@ fn ping_pong<A: Address>(programs: &mut Programs, key: RewriteKey<A>, backend: A
     programs.set_rewrite(changed, back);
 }
 
-/// Nanoseconds and instructions per run of a program over one packet.
-fn repeated(programs: &Programs, program: &str, bytes: &[u8]) -> (f64, Option<f64>) {
+/// Nanoseconds of a packet, and instructions where they can be counted.
+type Cost = (f64, Option<f64>);
+
+/// The fastest of all rounds.
+fn best_of(mut round: impl FnMut() -> Result<Cost>) -> Result<Cost> {
     let mut best = (f64::MAX, None);
     for _ in 0..ROUNDS {
-        let mut counter = counter();
-        if let Some(counter) = &mut counter {
-            let _still_none = counter.enable();
-        }
-        let nanoseconds = programs.repeat(program, bytes, LO, FORWARDED, PACKETS).2 as f64;
-        let instructions = counter.and_then(|mut counter| counter.read().ok()).filter(|n| *n > 0);
-        if nanoseconds < best.0 {
-            best = (nanoseconds, instructions.map(|n| n as f64 / f64::from(PACKETS)));
+        let cost = round()?;
+        if cost.0 < best.0 {
+            best = cost;
         }
     }
-    best
+    Ok(best)
+}
+
+/// One round of a reference program over one packet.
+fn referred(program: &Foreign, bytes: &[u8]) -> Result<Cost> {
+    Ok((f64::from(program.run(bytes, PACKETS)?.2), None))
+}
+
+/// One round of a program over one packet.
+fn repeated(programs: &Programs, program: &str, bytes: &[u8]) -> Cost {
+    let mut counter = counter();
+    if let Some(counter) = &mut counter {
+        let _still_none = counter.enable();
+    }
+    let nanoseconds = programs.repeat(program, bytes, LO, FORWARDED, PACKETS).2 as f64;
+    let instructions = counter.and_then(|mut counter| counter.read().ok()).filter(|n| *n > 0);
+    (nanoseconds, instructions.map(|n| n as f64 / f64::from(PACKETS)))
 }
 
 /// The processor's instruction counter for this thread, kernel included, where there is one.
@@ -257,7 +291,8 @@ fn counter() -> Option<perf_event::Counter> {
         .ok()
 }
 
-fn row(name: &str, (nanoseconds, instructions): (f64, Option<f64>)) {
+fn row(name: &str, (nanoseconds, instructions): Cost, look_ups: Option<f64>) {
     let instructions = instructions.map_or_else(|| "-".to_owned(), |n| format!("{n:.0}"));
-    println!("{name:<44} {nanoseconds:>10.1} {instructions:>16}");
+    let look_ups = look_ups.map_or_else(String::new, |n| format!("{n:.2}"));
+    println!("{name:<44} {nanoseconds:>10.1} {look_ups:>9} {instructions:>14}");
 }

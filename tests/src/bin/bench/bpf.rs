@@ -3,7 +3,7 @@
 
 use std::io;
 
-use proxy_tests::xdp::{Counter, Foreign, Insn, XDP_DROP, XDP_PASS, insn};
+use proxy_tests::xdp::{BPF_PROG_TYPE_XDP, Counter, Foreign, Insn, XDP_DROP, XDP_PASS, insn};
 
 /// Ports that the source's packets come from, so that many: a power of two.
 const FLOWS: u16 = 256;
@@ -88,7 +88,7 @@ pub(crate) fn source(frame: &[u8; FRAME], interface: u32) -> io::Result<Foreign>
         insn(CALL, 0, 0, 0, REDIRECT),
         insn(EXIT, 0, 0, 0, 0),
     ]);
-    Foreign::load(&insns)
+    Foreign::load(BPF_PROG_TYPE_XDP, &insns)
 }
 
 /// The port that a frame for [`source`] comes from, and how its payload begins.
@@ -109,5 +109,5 @@ pub(crate) fn sink(counter: &Counter) -> io::Result<Foreign> {
         insn(MOVE, 0, 0, 0, XDP_DROP),
         insn(EXIT, 0, 0, 0, 0),
     ]);
-    Foreign::load(&insns)
+    Foreign::load(BPF_PROG_TYPE_XDP, &insns)
 }
