@@ -65,7 +65,7 @@ fn main() -> Result<()> {
         if size.services * size.endpoints <= args.kube_proxy_up_to {
             let proxy = starts.kube_proxy(&bed)?;
             if let Some(proxy) = proxy {
-                changes.kube_proxy(&bed, &proxy, args.changes.min(20))?;
+                changes.kube_proxy(&bed, &proxy, args.changes.min(KUBE_PROXY_CHANGES))?;
             }
         }
     }
@@ -102,6 +102,8 @@ fn print(case: &Case) {
     }
 }
 
+/// A change takes kube-proxy seconds in a large cluster.
+const KUBE_PROXY_CHANGES: u32 = 5;
 /// The agent as it is by default.
 const OURS: &str = "ours";
 /// Who it is compared with.
