@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
-use std::num::NonZero;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -40,7 +39,8 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The programs that a start does not wait for.
 const LATER: [&str; 2] = [names::TC_INGRESS_L3, names::TC_EGRESS_L3];
-/// Programs that are verified at a time, at most: each takes some tens of megabytes of the kernel's memory meanwhile.
+/// Programs that are verified at a time, at most: each takes some tens of megabytes of the kernel's memory meanwhile. One processor is
+/// left to what the node does otherwise.
 const VERIFIERS: usize = 4;
 
 /// Where things are pinned.
@@ -451,7 +451,7 @@ fn verify_programs(ebpf: &mut Ebpf, wanted: &[&str]) -> Result<ProgramFds, Datap
         }
         Ok(fds)
     };
-    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(VERIFIERS);
+    let workers = thread::available_parallelism().map_or(1, |processors| (processors.get() - 1).clamp(1, VERIFIERS));
     thread::scope(|scope| {
         let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         let mut all = HashMap::new();
