@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; a panic is how a test fails")]
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
@@ -21,6 +21,8 @@ const LONG: u64 = 1_800;
 const WALK: Duration = Duration::from_secs(30);
 /// An acknowledgement may be held back so long; after that nobody says anything unasked.
 const DELAYED_ACK: Duration = Duration::from_millis(250);
+/// Far longer than a child of the test takes from its beginning to the program it becomes.
+const CHILD_START: Duration = Duration::from_secs(5);
 /// Sequence numbers of which at most one can be near a connection's.
 const STRAY: [u32; 4] = [0, 1 << 30, 2 << 30, 3 << 30];
 /// Enough that both of two backends are chosen: missing one has a chance of 2^-39.
@@ -104,7 +106,14 @@ fn the_port_of_a_closed_connection_opens_a_new_one() {
 }
 
 fn open_and_close(port: u16, target: SocketAddr, reset: bool) -> Result<String, echo::Failure> {
-    let mut held = Held::over(sockets::tcp_from(port, target)?)?;
+    // Where another test of this process starts a program at this moment, the former socket is open in its child too, until that has
+    // become the program: the kernel does not give the port away before.
+    let connect = || match sockets::tcp_from(port, target) {
+        Err(echo::Failure::Other(ErrorKind::AddrNotAvailable)) => None,
+        answer => Some(answer),
+    };
+    let stream = wait_until(CHILD_START, connect).unwrap_or_else(|| sockets::tcp_from(port, target))?;
+    let mut held = Held::over(stream)?;
     let answer = held.ask()?;
     if reset {
         sockets::reset_at_close(held.stream())?;
