@@ -6,7 +6,7 @@
 //! Writes go through `bpf_skb_store_bytes` (see [`crate::rewrite`]).
 
 use aya_ebpf::programs::{TcContext, XdpContext};
-use proxy_common::addr::{Addr4, Addr6, Protocol};
+use proxy_common::addr::{Addr4, Addr6, Port, Protocol};
 use proxy_common::rewrite::RewriteKey;
 
 use crate::maps::Family;
@@ -146,37 +146,12 @@ struct Network<A> {
     l4: usize,
 }
 
-/// A [`RewriteKey`] in words of four bytes. The kernel hashes and compares a key as soon as it is written, in words of four bytes and eight;
-/// a processor cannot hand on what was just written in smaller pieces, and waits until they are in the cache: for longer than it takes
-/// to read the headers.
-#[repr(C)]
-struct KeyWords<A> {
-    src: A,
-    dst: A,
-    /// Source port, then destination port.
-    ports: u32,
-    /// Protocol, hook, and two bytes that are zero.
-    last: u32,
-}
-
-impl<A: Family> KeyWords<A> {
-    #[inline(always)]
-    fn key(self) -> RewriteKey<A> {
-        const {
-            assert!(cfg!(target_endian = "little"));
-            assert!(size_of::<Self>() == size_of::<RewriteKey<A>>());
-        }
-        // SAFETY: both are plain old data of the same size and alignment, with the same fields in the same places.
-        unsafe { core::mem::transmute_copy(&self) }
-    }
-}
-
 #[inline(always)]
 fn parse_l4<A: Family>(ctx: &impl Bytes, network: Network<A>, hook: u8) -> Option<Packet<A>> {
     Protocol::from_number(network.protocol)?;
     let ports: *const u8 = linear(ctx, network.l4, L4_HEADER)?;
     // SAFETY: eight bytes are there.
-    let ports: u32 = unsafe { field(ports, 0) };
+    let (src_port, dst_port): (Port, Port) = unsafe { (field(ports, 0), field(ports, 2)) };
     let mut tcp_flags = 0;
     if network.protocol == Protocol::Tcp.number() {
         let tcp: *const u8 = linear(ctx, network.l4, TCP_HEADER)?;
@@ -184,13 +159,7 @@ fn parse_l4<A: Family>(ctx: &impl Bytes, network: Network<A>, hook: u8) -> Optio
         tcp_flags = unsafe { field(tcp, 13) };
     }
     Some(Packet {
-        key: KeyWords {
-            src: network.src,
-            dst: network.dst,
-            ports,
-            last: u32::from(network.protocol) | u32::from(hook) << 8,
-        }
-        .key(),
+        key: RewriteKey::new(network.src, src_port, network.dst, dst_port, network.protocol, hook),
         l4: network.l4 as u32,
         ip_checksum: network.checksum,
         tcp_flags,
